@@ -1,0 +1,1 @@
+"""FlowRL: reward-distribution matching for LLM reasoning, on verl (arXiv 2509.15207)."""

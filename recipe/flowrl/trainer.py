@@ -1,0 +1,105 @@
+"""The trainers: verl's V1 loop with the chosen algorithm's worker, and metrics of how diverse the solutions are."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import ray
+import transfer_queue as tq
+from omegaconf import DictConfig
+from transfer_queue import KVBatchMeta
+from verl.trainer.main_ppo import TaskRunnerV1
+from verl_ext.trainer import ObservedTrainerMixin, choose_trainer
+
+from recipe.flowrl.reporting.observer import RunRecorder
+
+
+class RecordedTrainer(ObservedTrainerMixin):
+    """A verl trainer that records its run and counts distinct solutions. Any algorithm of verl's own runs on it."""
+
+    def __init__(self, config: DictConfig) -> None:
+        super().__init__(config)
+        self.observer = RunRecorder(config.run_dir)
+
+    def _setup(self) -> None:
+        super()._setup()
+        self.observer.total_steps = self.total_training_steps
+
+    def _compute_metrics(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> None:
+        super()._compute_metrics(batch, metrics, *args, **kwargs)
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["uid", "extra_fields"])
+        infos = [fields.get("reward_extra_info", {}) for fields in _items(data["extra_fields"])]
+        accuracy = [info["acc"] for info in infos if "acc" in info]
+        if accuracy:
+            metrics["train/solve_rate"] = float(np.mean(accuracy))
+        metrics.update(solution_metrics("train", _items(data["uid"]), infos))
+
+    def _val_metrics_update(
+        self, data_sources: list, sample_uids: list, reward_extra_infos_dict: dict, *args: Any, **kwargs: Any
+    ) -> dict[str, float]:
+        metrics = super()._val_metrics_update(data_sources, sample_uids, reward_extra_infos_dict, *args, **kwargs)
+        columns = {name: values for name, values in reward_extra_infos_dict.items() if len(values) == len(sample_uids)}
+        infos = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        for source in sorted(set(data_sources)):
+            rows = [index for index, name in enumerate(data_sources) if name == source]
+            uids, source_infos = [sample_uids[i] for i in rows], [infos[i] for i in rows]
+            metrics.update(solution_metrics(f"val/{source}", uids, source_infos))
+        return metrics
+
+
+class FlowRLTrainer(RecordedTrainer):
+    """The same, with the FlowRL worker and a reference policy that needs no KL flag."""
+
+    always_reference = True
+
+    def __init__(self, config: DictConfig) -> None:
+        from recipe.flowrl.worker import FlowRLWorker
+
+        self.worker_cls = FlowRLWorker
+        super().__init__(config)
+
+
+def solution_metrics(prefix: str, uids: Iterable[str], infos: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """How many of a prompt's correct solutions its samples found.
+
+    Args:
+        prefix: of the metrics' names.
+        uids: each sample's prompt.
+        infos: each sample's reward information. ``solution`` is a canonical form of a correct answer, empty where the
+            answer is wrong; ``n_solutions``, where given, is how many exist for the prompt.
+
+    Returns:
+        ``distinct_solutions``, the mean over prompts of the number of distinct solutions found, and
+        ``solution_coverage``, the mean of that number divided by ``n_solutions``. Empty if no reward says its solution.
+    """
+    found: dict[str, set[str]] = defaultdict(set)
+    existing: dict[str, float] = {}
+    for uid, info in zip(uids, infos, strict=True):
+        if info.get("solution") is None:
+            continue
+        found[uid].update([info["solution"]] if info["solution"] else [])
+        if info.get("n_solutions"):
+            existing[uid] = info["n_solutions"]
+    metrics = {}
+    if found:
+        metrics[f"{prefix}/distinct_solutions"] = float(np.mean([len(solutions) for solutions in found.values()]))
+    if existing:
+        coverage = [len(found[uid]) / number for uid, number in existing.items()]
+        metrics[f"{prefix}/solution_coverage"] = float(np.mean(coverage))
+    return metrics
+
+
+def _items(column: Iterable[Any]) -> list[Any]:
+    """A non-tensor column of a TensorDict as a list; its container depends on how the queue stored it."""
+    return [getattr(item, "data", item) for item in column]
+
+
+@ray.remote
+class RecipeTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
+    """verl's task runner with our trainer: FlowRL's where ``flowrl`` is configured, else verl's algorithm, recorded."""
+
+    def run(self, config: DictConfig) -> None:
+        trainer = RecordedTrainer if config.actor_rollout_ref.flowrl is None else FlowRLTrainer
+        choose_trainer(config.trainer.v1.trainer_mode, trainer)
+        super().run(config)

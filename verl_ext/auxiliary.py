@@ -1,0 +1,184 @@
+"""An auxiliary module trained beside the policy by verl's FSDP engine, and kept out of the policy's state dict.
+
+The module is its own FSDP2 root with its own optimizer, learning-rate schedule and checkpoint file. Because it is no
+submodule of the policy, the weight sync to the rollout servers, the Hugging Face export and verl's model merger never
+see it.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tensordict import TensorDict
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import DTensor
+from verl.utils.device import get_device_name
+from verl.utils.fsdp_utils import (
+    load_fsdp_model_to_gpu,
+    load_fsdp_optimizer,
+    offload_fsdp_model_to_cpu,
+    offload_fsdp_optimizer,
+)
+from verl.utils.metric.utils import Metric
+from verl.workers.config.optimizer import FSDPOptimizerConfig, build_optimizer
+
+
+class AuxiliaryModuleMixin:
+    """Put in front of a verl FSDP engine class. The subclass says what the module is; this class trains it.
+
+    Subclasses define :meth:`build_auxiliary`, :meth:`auxiliary_optim_config`, ``auxiliary_name`` (its checkpoint file,
+    ``<auxiliary_name>.pt``, and the prefix of its metrics) and may set ``clip_auxiliary_separately``.
+    """
+
+    auxiliary_name: str
+    clip_auxiliary_separately: bool = False
+
+    def build_auxiliary(self, policy: nn.Module) -> nn.Module:
+        """The module to train, in float32 on the CPU, with the same weights on every rank."""
+        raise NotImplementedError
+
+    def auxiliary_optim_config(self) -> FSDPOptimizerConfig:
+        """Its optimizer; the schedule is the policy's."""
+        raise NotImplementedError
+
+    # ---- build -------------------------------------------------------------------------------------------------
+
+    def _build_model_optimizer(self) -> None:
+        super()._build_model_optimizer()
+        if self.engine_config.forward_only:
+            raise ValueError(f"{type(self).__name__} trains its module: it can't be a forward-only (reference) engine")
+        if self.scaler is not None:
+            raise ValueError(
+                "mixed_precision.param_dtype=fp16 needs loss scaling, which the auxiliary module doesn't support: "
+                "use bf16 or fp32"
+            )
+        auxiliary = self.build_auxiliary(self.module).to(get_device_name())
+        fully_shard(auxiliary, mesh=self.device_mesh)
+        self.auxiliary = auxiliary
+        self.auxiliary_optimizer = build_optimizer(auxiliary.parameters(), self.auxiliary_optim_config())
+        self.auxiliary_lr_scheduler = self._build_lr_scheduler(self.auxiliary_optimizer)
+        self._update_stats: dict[str, float] = {}
+
+    def to(self, device: str, model: bool = True, optimizer: bool = True, grad: bool = True) -> None:
+        super().to(device=device, model=model, optimizer=optimizer, grad=grad)
+        onto_device = device == get_device_name()
+        if model:
+            (load_fsdp_model_to_gpu if onto_device else offload_fsdp_model_to_cpu)(self.auxiliary)
+        if optimizer and onto_device:
+            load_fsdp_optimizer(self.auxiliary_optimizer, device)
+        elif optimizer:
+            offload_fsdp_optimizer(self.auxiliary_optimizer)
+
+    # ---- update ------------------------------------------------------------------------------------------------
+
+    def train_batch(self, data: TensorDict, loss_function: Callable) -> Any:
+        self.auxiliary.train()
+        outputs = super().train_batch(data, loss_function)
+        if self.is_mp_src_rank_with_outputs():
+            outputs["metrics"].update(Metric.from_dict(self._update_stats, aggregation="mean"))
+        return outputs
+
+    def optimizer_zero_grad(self) -> None:
+        super().optimizer_zero_grad()
+        self.auxiliary_optimizer.zero_grad()
+
+    def optimizer_step(self) -> float:
+        """Clip, then step both optimizers, or neither if a gradient isn't finite.
+
+        Returns:
+            The gradient norm over the policy and the module together, before clipping.
+        """
+        policy_norm, auxiliary_norm = self._policy_grad_norm(), _grad_norm(self.auxiliary)
+        joint_norm = math.hypot(policy_norm, auxiliary_norm)
+        finite = math.isfinite(joint_norm)
+        self._update_stats = {
+            f"{self.auxiliary_name}_grad_norm": auxiliary_norm,
+            f"{self.auxiliary_name}_lr": self.auxiliary_lr_scheduler.get_last_lr()[0],
+            f"{self.auxiliary_name}_skipped_update": float(not finite),
+        }
+        if not finite:
+            self.optimizer_zero_grad()
+            return joint_norm
+
+        clip = self.optimizer_config.clip_grad
+        policy_clip, auxiliary_scale = clip, min(1.0, clip / (auxiliary_norm + 1e-6))
+        if not self.clip_auxiliary_separately:
+            # One factor for all gradients. verl clips the policy to a norm, so it is told the norm that is to be left.
+            auxiliary_scale = min(1.0, clip / (joint_norm + 1e-6))
+            policy_clip = policy_norm * auxiliary_scale
+        for parameter in self.auxiliary.parameters():
+            parameter.grad.mul_(auxiliary_scale)
+        self.auxiliary_optimizer.step()
+        with self._clip_grad(policy_clip):
+            super().optimizer_step()
+        return joint_norm
+
+    def lr_scheduler_step(self) -> float:
+        self.auxiliary_lr_scheduler.step()
+        return super().lr_scheduler_step()
+
+    def _policy_grad_norm(self) -> float:
+        if isinstance(self.module, FullyShardedDataParallel):
+            return self.module.clip_grad_norm_(math.inf).item()
+        return _grad_norm(self.module)
+
+    @contextmanager
+    def _clip_grad(self, max_norm: float) -> Iterator[None]:
+        configured, self.optimizer_config.clip_grad = self.optimizer_config.clip_grad, max_norm
+        try:
+            yield
+        finally:
+            self.optimizer_config.clip_grad = configured
+
+    # ---- checkpoint --------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
+        """verl's files, and one file with the module and its optimizer whole, whatever the number of ranks."""
+        super().save_checkpoint(local_path, *args, **kwargs)
+        weights, optimizer = get_state_dict(
+            self.auxiliary,
+            self.auxiliary_optimizer,
+            options=StateDictOptions(full_state_dict=True, cpu_offload=True),
+        )
+        if self.rank == 0:
+            path = self._auxiliary_file(local_path)
+            state = {"model": weights, "optimizer": optimizer, "lr_scheduler": self.auxiliary_lr_scheduler.state_dict()}
+            torch.save(state, f"{path}.tmp")
+            os.replace(f"{path}.tmp", path)
+        dist.barrier()
+
+    def load_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
+        """Restore both.
+
+        Raises:
+            FileNotFoundError: the checkpoint has no file of the module, so another algorithm wrote it.
+        """
+        path = self._auxiliary_file(local_path)
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"{path} is missing: this checkpoint was written by a run without the module")
+        # Read before verl's loader, which may delete the local copy.
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        super().load_checkpoint(local_path, *args, **kwargs)
+        set_state_dict(
+            self.auxiliary,
+            self.auxiliary_optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+            options=StateDictOptions(full_state_dict=True),
+        )
+        self.auxiliary_lr_scheduler.load_state_dict(state["lr_scheduler"])
+
+    def _auxiliary_file(self, local_path: str) -> str:
+        return os.path.join(local_path, f"{self.auxiliary_name.rsplit('/', 1)[-1]}.pt")
+
+
+def _grad_norm(module: nn.Module) -> float:
+    """Norm of a module's gradients over all its shards."""
+    norm = nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()

@@ -1,0 +1,16 @@
+"""Registers the CPU engine and rollout classes with verl. Named by ``model.external_lib``, so it runs in each worker."""
+
+from verl.workers.rollout import base as rollout_base
+from verl.workers.rollout.replica import RolloutReplica, RolloutReplicaRegistry
+
+from verl_ext.cpu import engine as engine  # registers the FSDP2 engine
+
+
+def _load_cpu_replica() -> type[RolloutReplica]:
+    from verl_ext.cpu.rollout import CPUReplica
+
+    return CPUReplica
+
+
+RolloutReplicaRegistry.register("vllm", _load_cpu_replica)
+rollout_base._ROLLOUT_REGISTRY[("vllm", "async")] = "verl_ext.rollout.BoundedServerAdapter"

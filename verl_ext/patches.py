@@ -1,0 +1,52 @@
+"""Every patch to a third party's symbol, each with its reason.
+
+``tests/unit/test_patches.py`` fails for a patch as soon as the fault that it works around is gone.
+"""
+
+import functools
+import importlib
+import sys
+from datetime import timedelta
+
+import torch
+
+
+def patch_process_group_backend() -> None:
+    """verl: one ``cpu:gloo`` process group where the device is the CPU.
+
+    verl names the backend ``cpu:gloo,<device>:<backend>``; on the CPU that is ``cpu:gloo,cpu:gloo``, which torch refuses
+    ("Duplicate device type"). The Ray workers' function takes a backend, the ``torchrun`` one doesn't.
+    """
+    from verl.utils import distributed
+
+    def torchrun_process_group(timeout_second: float = 36000) -> tuple[int, int, int]:
+        torch.distributed.init_process_group(backend="cpu:gloo", timeout=timedelta(seconds=timeout_second))
+        return 0, torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+    ray_process_group = functools.partial(distributed.initialize_global_process_group_ray, backend="cpu:gloo")
+    _replace(distributed, "initialize_global_process_group", torchrun_process_group)
+    _replace(distributed, "initialize_global_process_group_ray", ray_process_group)
+
+
+def patch_vllm_cpu_linear() -> None:
+    """vLLM (CPU build): Linear weights stay parameters, so that new ones can be loaded into them.
+
+    vLLM-CPU packs each Linear weight for its own matmul kernel and deletes the parameter. A weight sync then fails on
+    the missing ``weight_loader`` and leaves the trainer waiting. ``F.linear`` on the parameter does the same product.
+    Call it in the vLLM worker, before the model is built.
+    """
+
+    def keep_parameter(layer: torch.nn.Module, remove_weight: bool) -> None:
+        layer.cpu_linear = torch.nn.functional.linear
+
+    _replace(
+        importlib.import_module("vllm.model_executor.layers.utils"), "dispatch_cpu_unquantized_gemm", keep_parameter
+    )
+
+
+def _replace(module: object, name: str, replacement: object) -> None:
+    """Put ``replacement`` in ``module`` and in every loaded module that imported the original by name."""
+    original = getattr(module, name)
+    for loaded in list(sys.modules.values()):
+        if getattr(loaded, "__dict__", {}).get(name) is original:
+            setattr(loaded, name, replacement)

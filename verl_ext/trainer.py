@@ -1,0 +1,134 @@
+"""verl's V1 trainers with a choice of worker, a reference policy on demand, and hooks that say what is going on."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import ray
+from omegaconf import DictConfig
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1 import trainer_base
+from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer
+from verl.workers.engine_workers import ActorRolloutRefWorker
+
+REPLAY_POLL_INTERVAL_S = 0.05
+"""verl polls its replay buffer every 2 s, which is the step time of a small model. One poll costs about 1 ms."""
+
+SETUP_PHASES = {
+    "train and validate dataloader initialized": "loading the model",
+    "reward loop manager initialized": "loading vLLM",
+    "checkpoint engine manager initialized": "first weight sync",
+}
+"""Start of a message that verl logs while it sets up -> the phase that begins with it."""
+
+
+class RunObserver(Protocol):
+    """What a trainer tells of its run."""
+
+    def phase(self, name: str) -> None:
+        """A phase has begun; it lasts until the next one begins."""
+
+    def log(self, data: dict[str, Any], step: int) -> None:
+        """Metrics of a step, as verl's loggers get them."""
+
+
+class ObservedTrainerMixin:
+    """Put in front of a verl V1 trainer class; see :func:`choose_trainer`."""
+
+    worker_cls: type[ActorRolloutRefWorker] = ActorRolloutRefWorker
+    always_reference: bool = False
+    observer: RunObserver
+
+    def __init__(self, config: DictConfig) -> None:
+        super().__init__(config)
+        self.use_reference_policy = self.use_reference_policy or self.always_reference
+
+    def _build_replay_buffer(self) -> Any:
+        replay_buffer = super()._build_replay_buffer()
+        replay_buffer.poll_interval = REPLAY_POLL_INTERVAL_S
+        return replay_buffer
+
+    def _init_resource_pool_mgr(self) -> None:
+        """Use ``worker_cls``, and give it the reference role that verl grants only where a KL flag asks for it."""
+        super()._init_resource_pool_mgr()
+        model = self.config.actor_rollout_ref.model
+        lora_rank = model.get("lora", {}).get("rank", 0) or model.get("lora_rank", 0)
+        reference_in_actor = lora_rank > 0 or model.get("lora_adapter_path") is not None
+        wanted = self.use_reference_policy and not reference_in_actor
+        if wanted and Role.ActorRollout in self.role_worker_mapping:
+            for mapping in (self.role_worker_mapping, self.mapping):
+                mapping[Role.ActorRolloutRef] = mapping.pop(Role.ActorRollout)
+        elif wanted and Role.Actor in self.role_worker_mapping:
+            self.role_worker_mapping[Role.RefPolicy] = None
+            self.mapping[Role.RefPolicy] = self.mapping[Role.Actor]
+        for role in self.role_worker_mapping:
+            if role in (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef, Role.RefPolicy):
+                self.role_worker_mapping[role] = ray.remote(self.worker_cls)
+
+    # ---- what is going on --------------------------------------------------------------------------------------
+
+    def _setup(self) -> None:
+        self.observer.phase("reading the data")
+        with _on_log_message(trainer_base.logger, self._setup_phase):
+            super()._setup()
+
+    def _setup_phase(self, message: str) -> None:
+        for start, phase in SETUP_PHASES.items():
+            if message.startswith(start):
+                self.observer.phase(phase)
+
+    def on_validate_begin(self) -> None:
+        self._observe_metrics()
+        self.observer.phase("validation")
+        super().on_validate_begin()
+
+    def on_train_begin(self) -> None:
+        self._observe_metrics()
+        super().on_train_begin()
+
+    def on_step_begin(self) -> None:
+        self.observer.phase("rollout")
+        super().on_step_begin()
+
+    def on_step_end(self) -> None:
+        self.observer.phase("weight sync")
+        super().on_step_end()
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        self.observer.phase("log-probs")
+        return super()._compute_old_log_prob(batch, metrics)
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        self.observer.phase("update")
+        return super()._update_actor(batch, metrics)
+
+    def _save_checkpoint(self) -> None:
+        self.observer.phase("checkpoint")
+        super()._save_checkpoint()
+
+    def _observe_metrics(self) -> None:
+        # verl makes its loggers inside fit(); these hooks are the first calls after that.
+        self.logger.logger["run_observer"] = self.observer
+
+
+def choose_trainer(mode: str, mixin: type[ObservedTrainerMixin]) -> None:
+    """Make ``mixin`` part of the trainer that verl runs in this process for ``trainer.v1.trainer_mode=mode``.
+
+    The mode keeps its name: verl switches replay buffer, refill and checkpoints by it.
+    """
+    base: type[PPOTrainer] = trainer_base.get_trainer_cls(mode)
+    if not issubclass(base, mixin):
+        TRAINER_REGISTRY[mode] = type(f"{mixin.__name__}{base.__name__}", (mixin, base), {})
+
+
+@contextmanager
+def _on_log_message(logger: logging.Logger, callback: Callable[[str], None]) -> Iterator[None]:
+    handler = logging.Handler()
+    handler.emit = lambda record: callback(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
