@@ -15,7 +15,12 @@ import torch
 import torch.distributed as dist
 from tensordict import TensorDict
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 from verl.utils.device import get_device_name
@@ -50,9 +55,9 @@ class AuxiliaryModuleMixin:
     # ---- build -------------------------------------------------------------------------------------------------
 
     def _build_model_optimizer(self) -> None:
-        super()._build_model_optimizer()
         if self.engine_config.forward_only:
             raise ValueError(f"{type(self).__name__} trains its module: it can't be a forward-only (reference) engine")
+        super()._build_model_optimizer()
         if self.scaler is not None:
             raise ValueError(
                 "mixed_precision.param_dtype=fp16 needs loss scaling, which the auxiliary module doesn't support: "
@@ -67,6 +72,9 @@ class AuxiliaryModuleMixin:
 
     def to(self, device: str, model: bool = True, optimizer: bool = True, grad: bool = True) -> None:
         super().to(device=device, model=model, optimizer=optimizer, grad=grad)
+        self._move_auxiliary(device, model, optimizer)
+
+    def _move_auxiliary(self, device: str, model: bool, optimizer: bool) -> None:
         onto_device = device == get_device_name()
         if model:
             (load_fsdp_model_to_gpu if onto_device else offload_fsdp_model_to_cpu)(self.auxiliary)
@@ -74,6 +82,17 @@ class AuxiliaryModuleMixin:
             load_fsdp_optimizer(self.auxiliary_optimizer, device)
         elif optimizer:
             offload_fsdp_optimizer(self.auxiliary_optimizer)
+
+    @contextmanager
+    def _auxiliary_on_device(self) -> Iterator[None]:
+        """Hold the module and its optimizer on the device, even where they are offloaded between updates."""
+        self._move_auxiliary(get_device_name(), model=True, optimizer=True)
+        try:
+            yield
+        finally:
+            self._move_auxiliary(
+                "cpu", model=self.is_param_offload_enabled, optimizer=self.is_optimizer_offload_enabled
+            )
 
     # ---- update ------------------------------------------------------------------------------------------------
 
@@ -106,16 +125,11 @@ class AuxiliaryModuleMixin:
             self.optimizer_zero_grad()
             return joint_norm
 
-        clip = self.optimizer_config.clip_grad
-        policy_clip, auxiliary_scale = clip, min(1.0, clip / (auxiliary_norm + 1e-6))
-        if not self.clip_auxiliary_separately:
-            # One factor for all gradients. verl clips the policy to a norm, so it is told the norm that is to be left.
-            auxiliary_scale = min(1.0, clip / (joint_norm + 1e-6))
-            policy_clip = policy_norm * auxiliary_scale
-        for parameter in self.auxiliary.parameters():
-            parameter.grad.mul_(auxiliary_scale)
+        for module, norm in (self.module, policy_norm), (self.auxiliary, auxiliary_norm):
+            total_norm = torch.tensor(norm if self.clip_auxiliary_separately else joint_norm)
+            nn.utils.clip_grads_with_norm_(module.parameters(), self.optimizer_config.clip_grad, total_norm)
         self.auxiliary_optimizer.step()
-        with self._clip_grad(policy_clip):
+        with self._clip_grad(math.inf):  # done above
             super().optimizer_step()
         return joint_norm
 
@@ -141,11 +155,12 @@ class AuxiliaryModuleMixin:
     def save_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
         """verl's files, and one file with the module and its optimizer whole, whatever the number of ranks."""
         super().save_checkpoint(local_path, *args, **kwargs)
-        weights, optimizer = get_state_dict(
-            self.auxiliary,
-            self.auxiliary_optimizer,
-            options=StateDictOptions(full_state_dict=True, cpu_offload=True),
-        )
+        with self._auxiliary_on_device():
+            weights, optimizer = get_state_dict(
+                self.auxiliary,
+                self.auxiliary_optimizer,
+                options=StateDictOptions(full_state_dict=True, cpu_offload=True),
+            )
         if self.rank == 0:
             path = self._auxiliary_file(local_path)
             state = {"model": weights, "optimizer": optimizer, "lr_scheduler": self.auxiliary_lr_scheduler.state_dict()}
@@ -154,25 +169,27 @@ class AuxiliaryModuleMixin:
         dist.barrier()
 
     def load_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
-        """Restore both.
+        """Restore both, as far as ``checkpoint.load_contents`` says.
 
         Raises:
-            FileNotFoundError: the checkpoint has no file of the module, so another algorithm wrote it.
+            FileNotFoundError: the checkpoint has no file of the module.
         """
         path = self._auxiliary_file(local_path)
         if not os.path.isfile(path):
-            raise FileNotFoundError(f"{path} is missing: this checkpoint was written by a run without the module")
+            raise FileNotFoundError(
+                f"{path} is missing: a run without the {self.auxiliary_name} module wrote this checkpoint; "
+                "resume it with the algorithm that wrote it, or start in another directory"
+            )
         # Read before verl's loader, which may delete the local copy.
         state = torch.load(path, map_location="cpu", weights_only=True)
         super().load_checkpoint(local_path, *args, **kwargs)
-        set_state_dict(
-            self.auxiliary,
-            self.auxiliary_optimizer,
-            model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"],
-            options=StateDictOptions(full_state_dict=True),
-        )
-        self.auxiliary_lr_scheduler.load_state_dict(state["lr_scheduler"])
+        options = StateDictOptions(full_state_dict=True)
+        with self._auxiliary_on_device():
+            set_model_state_dict(self.auxiliary, state["model"], options=options)
+            if self.checkpoint_manager.should_load_optimizer:
+                set_optimizer_state_dict(self.auxiliary, self.auxiliary_optimizer, state["optimizer"], options=options)
+        if self.checkpoint_manager.should_load_extra:
+            self.auxiliary_lr_scheduler.load_state_dict(state["lr_scheduler"])
 
     def _auxiliary_file(self, local_path: str) -> str:
         return os.path.join(local_path, f"{self.auxiliary_name.rsplit('/', 1)[-1]}.pt")
@@ -181,4 +198,5 @@ class AuxiliaryModuleMixin:
 def _grad_norm(module: nn.Module) -> float:
     """Norm of a module's gradients over all its shards."""
     norm = nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+    norm = norm.to(get_device_name())  # gradients may be offloaded, the reduction over ranks is the device's
     return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()

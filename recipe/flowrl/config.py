@@ -5,11 +5,12 @@ Imports the standard library only, so that a wrong value is refused in milliseco
 
 from __future__ import annotations
 
-import difflib
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
+
+from recipe.flowrl.errors import UserError
+from recipe.flowrl.rules import BOOLEAN, COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Rule, guess, one_of, show
 
 ImportanceWeight = Literal["clip", "clamp_max", "none"]
 ImportanceRatio = Literal["sequence", "geometric_mean"]
@@ -30,55 +31,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Name -> the fields in which a preset differs from the defaults."""
 
 
-class FlowRLConfigError(ValueError):
+class FlowRLConfigError(UserError, ValueError):
     """A FlowRL option was refused. One line: the key, the value given, what is allowed."""
 
     def __init__(self, key: str, problem: str, allowed: str) -> None:
         super().__init__(f"{key}: {problem}; allowed: {allowed}")
 
 
-def _unchanged(value: Any) -> Any:
-    return value
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """What a field accepts, in code and in words, and the type it is stored as."""
-
-    allowed: str
-    accepts: Callable[[Any], bool]
-    convert: Callable[[Any], Any] = _unchanged
-
-    def or_none(self, meaning: str) -> _Rule:
-        return _Rule(
-            f"{self.allowed}, or null ({meaning})",
-            lambda value: value is None or self.accepts(value),
-            lambda value: None if value is None else self.convert(value),
-        )
-
-
-def _is_number(value: Any) -> bool:
-    # bool is an int in Python. The comparison also refuses nan, infinities and integers too large for a float.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def _number(interval: str, inside: Callable[[float], bool]) -> _Rule:
-    return _Rule(f"a finite number {interval}", lambda value: _is_number(value) and inside(value), float)
-
-
-def _one_of(literal: Any) -> _Rule:
-    names = get_args(literal)
-    return _Rule(" | ".join(map(repr, names)), lambda value: value in names)
-
-
-_BOOLEAN = _Rule("true | false", lambda value: isinstance(value, bool))
-_COUNT = _Rule("an integer >= 1", lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 1)
-_POSITIVE = _number("> 0", lambda value: value > 0)
-_NOT_NEGATIVE = _number(">= 0", lambda value: value >= 0)
-_FRACTION = _number("in [0, 1)", lambda value: 0 <= value < 1)
-
-
-def _option(default: Any, rule: _Rule) -> Any:
+def _option(default: Any, rule: Rule) -> Any:
     return field(default=default, metadata={"rule": rule})
 
 
@@ -117,21 +77,21 @@ class FlowRLConfig:
             strings are not taken for numbers.
     """
 
-    beta: float = _option(15.0, _POSITIVE)
-    length_normalize: bool = _option(True, _BOOLEAN)
-    importance_weight: ImportanceWeight = _option("clip", _one_of(ImportanceWeight))
-    clip_low: float = _option(0.2, _FRACTION)
-    clip_high: float = _option(0.2, _NOT_NEGATIVE)
-    clamp_max: float = _option(10.0, _POSITIVE)
-    importance_ratio: ImportanceRatio = _option("sequence", _one_of(ImportanceRatio))
+    beta: float = _option(15.0, POSITIVE)
+    length_normalize: bool = _option(True, BOOLEAN)
+    importance_weight: ImportanceWeight = _option("clip", one_of(get_args(ImportanceWeight)))
+    clip_low: float = _option(0.2, FRACTION)
+    clip_high: float = _option(0.2, NOT_NEGATIVE)
+    clamp_max: float = _option(10.0, POSITIVE)
+    importance_ratio: ImportanceRatio = _option("sequence", one_of(get_args(ImportanceRatio)))
 
-    partition_depth: int = _option(3, _COUNT)
-    partition_width: int | None = _option(None, _COUNT.or_none("the model's hidden size"))
-    partition_dropout: float = _option(0.0, _FRACTION)
-    partition_lr: float | None = _option(1e-4, _NOT_NEGATIVE.or_none("the policy's"))
-    partition_weight_decay: float | None = _option(0.0, _NOT_NEGATIVE.or_none("the policy's"))
-    partition_detach: bool = _option(False, _BOOLEAN)
-    partition_clip_separately: bool = _option(False, _BOOLEAN)
+    partition_depth: int = _option(3, COUNT)
+    partition_width: int | None = _option(None, COUNT.or_none("the model's hidden size"))
+    partition_dropout: float = _option(0.0, FRACTION)
+    partition_lr: float | None = _option(1e-4, NOT_NEGATIVE.or_none("the policy's"))
+    partition_weight_decay: float | None = _option(0.0, NOT_NEGATIVE.or_none("the policy's"))
+    partition_detach: bool = _option(False, BOOLEAN)
+    partition_clip_separately: bool = _option(False, BOOLEAN)
 
     def __post_init__(self) -> None:
         _check({option.name: getattr(self, option.name) for option in fields(self)}, "flowrl")
@@ -148,7 +108,7 @@ class FlowRLConfig:
         """
         if not isinstance(name, str) or name not in PRESETS:
             raise FlowRLConfigError(
-                "flowrl.preset", f"got {_show(name)}{_guess(name, PRESETS)}", " | ".join(map(repr, PRESETS))
+                "flowrl.preset", f"got {show(name)}{guess(name, PRESETS)}", " | ".join(map(repr, PRESETS))
             )
         return cls(**PRESETS[name])
 
@@ -164,7 +124,7 @@ class FlowRLConfig:
             FlowRLConfigError: not a mapping, an unknown key, a wrong type or a wrong value.
         """
         if not isinstance(mapping, Mapping):
-            raise FlowRLConfigError(where, f"got {_show(mapping)}", "a mapping from option to value")
+            raise FlowRLConfigError(where, f"got {show(mapping)}", "a mapping from option to value")
         _check(mapping, where)
         return cls(**mapping)
 
@@ -173,18 +133,7 @@ def _check(values: Mapping[Any, Any], where: str) -> None:
     rules = {option.name: option.metadata["rule"] for option in fields(FlowRLConfig)}
     for name, value in values.items():
         if name not in rules:
-            problem = f"unknown key (its value: {_show(value)}){_guess(name, rules)}"
+            problem = f"unknown key (its value: {show(value)}){guess(name, rules)}"
             raise FlowRLConfigError(f"{where}.{name}", problem, ", ".join(rules))
         if not rules[name].accepts(value):
-            raise FlowRLConfigError(f"{where}.{name}", f"got {_show(value)}", rules[name].allowed)
-
-
-def _show(value: Any) -> str:
-    """``value`` on one line, with its type: 15 and '15' must not look alike."""
-    text = " ".join(repr(value).split())
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
-
-
-def _guess(name: Any, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+            raise FlowRLConfigError(f"{where}.{name}", f"got {show(value)}", rules[name].allowed)

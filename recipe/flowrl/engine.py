@@ -41,7 +41,7 @@ class FlowRLEngine(AuxiliaryModuleMixin, FSDPEngineWithLMHead):
         decoder = _decoder(policy)
         decoder.register_forward_hook(self._keep_hidden_states)
         with torch.random.fork_rng(devices=[]):  # the same weights on every rank
-            torch.manual_seed(self.engine_config.seed)
+            torch.default_generator.manual_seed(self.engine_config.seed)
             return LogPartition(decoder.config.hidden_size, self.flowrl)
 
     def auxiliary_optim_config(self) -> FSDPOptimizerConfig:

@@ -29,7 +29,7 @@ class LogPartition(nn.Module):
 
     def forward(self, prompt_state: torch.Tensor) -> torch.Tensor:
         """Log Z of each prompt, ``(B,)`` in float32, from its mean hidden state ``(B, H)``."""
-        return self.layers(prompt_state.float()).squeeze(-1)
+        return self.layers(prompt_state.float()).squeeze(-1).clone()  # FSDP2 warns of a module that returns a view
 
 
 def prompt_mean(

@@ -1,4 +1,4 @@
-"""Which figures a report shows: each chart with its metrics, what it means, and what to do where its metric is missing."""
+"""Which figures a report shows: each chart with its metrics, what it means, and what to do where they are missing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -208,7 +208,12 @@ POLICY = (
         reference=lambda run: (1e-4, "1e-4"),
         advice="Set actor_rollout_ref.rollout.calculate_log_probs=True.",
     ),
-    Chart("entropy", "Entropy", "Mean entropy of the next token, in nats.", (Curve("actor/entropy", "entropy", "teal"),)),
+    Chart(
+        "entropy",
+        "Entropy",
+        "Mean entropy of the next token, in nats.",
+        (Curve("actor/entropy", "entropy", "teal"),),
+    ),
     Chart(
         "response-length",
         "Response length",
@@ -302,7 +307,7 @@ def _lines(title: str, charts: tuple[Chart, ...], run: Run) -> Section:
 
 
 def _puzzles(run: Run) -> Figure | None:
-    if not run.last or not run.first or not run.last.counts_solutions:
+    if not run.last or not run.first or not run.last.names_solutions or exist_per_puzzle(run) is None:
         return None
     samples = max(len(p.samples) for p in run.last.puzzles)
     caption = (

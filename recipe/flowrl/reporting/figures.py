@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from recipe.flowrl.reporting.load import Metrics, Puzzle, Series
 
@@ -97,9 +97,7 @@ class Drawn:
 def number(value: float) -> str:
     """A number for people: three to four significant digits, thousands separated."""
     size = abs(value)
-    if value == 0:
-        return "0"
-    if size >= 1000:
+    if size >= 1000 or value == round(value):
         return f"{value:,.0f}"
     if size < 1e-3:
         return f"{value:.1e}"
@@ -112,7 +110,7 @@ def percent(value: float) -> str:
 
 
 def resolve(curves: Sequence[Curve], metrics: Metrics) -> list[Drawn]:
-    """The curves that ``metrics`` has. Further matches of one pattern get colours of their own and their source named."""
+    """The curves that ``metrics`` has. Several matches of a pattern get their source named and colours of their own."""
     drawn: list[Drawn] = []
     for curve in curves:
         found = metrics.match(curve.pattern)
@@ -135,13 +133,12 @@ def thin(series: Series, reduce: Callable[[np.ndarray], Any] = np.mean, limit: i
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Exponential running mean over about a twelfth of the curve, without a bias to the first value. ``(N,) -> (N,)``"""
-    decay = 1 - 2 / (1 + max(3.0, len(values) / 12))
-    total, weight, result = 0.0, 0.0, np.empty_like(values)
-    for index, value in enumerate(values):
-        total, weight = decay * total + value, decay * weight + 1
-        result[index] = total / weight
-    return result
+    """Running mean over a Gaussian window of about an eighth of the curve, centred: no lag. ``(N,) -> (N,)``"""
+    sigma = max(1.5, len(values) / 40)
+    reach = int(3 * sigma)
+    window = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    total = np.convolve(values, window)[reach : reach + len(values)]
+    return total / np.convolve(np.ones_like(values), window)[reach : reach + len(values)]
 
 
 def line_figure(
@@ -178,7 +175,8 @@ def line_figure(
             axes.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
         else:
             axes.yaxis.set_major_locator(MaxNLocator(6, steps=_TICKS))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g}%" if unit == "percent" else f"{v:g}"))
+            scale, suffix = (100, "%") if unit == "percent" else (1, "")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{scale * value:g}{suffix}"))
         if from_zero:
             axes.set_ylim(0, max(axes.get_ylim()[1], 1e-9))
         _step_axis(axes, span)
@@ -233,39 +231,50 @@ def phase_figure(
 
 
 def puzzle_figure(key: str, title: str, caption: str, first: list[Puzzle], last: list[Puzzle]) -> Figure:
-    """Distinct solutions found against those that exist: a bar per puzzle, or per count where puzzles are many."""
+    """Distinct solutions found against those that exist: a bar per puzzle, or per group where puzzles are many."""
     before = {p.key: p.found for p in first}
-    counted = sorted((p for p in last if p.exist), key=lambda p: (p.exist, p.found))
-    rows = [(_name(p), float(p.exist or 0), float(p.found), float(before.get(p.key, np.nan))) for p in counted]
-    if len(rows) > 80:
-        rows = _by_count(rows)
-    labels, exist, found, start = zip(*rows, strict=True)
-    x = np.arange(len(rows))
-    top = max(max(found), np.nanmax([0.0, *start]))
+    rows = [Bar(_name(p), p.exist, p.found, before.get(p.key, np.nan)) for p in last if p.exist]
+    grouped = len(rows) > 80
+    rows = _groups(rows) if grouped else sorted(rows, key=lambda bar: (bar.exist, bar.found))
+    x, exist, found, start = np.arange(len(rows)), *np.array([(b.exist, b.found, b.start) for b in rows]).T
     with matplotlib.rc_context(_STYLE):
         canvas, axes = _axes("wide")
         axes.bar(x, exist, width=0.82, color=_INK["grid"])
         axes.bar(x, found, width=0.82, color=_INK["teal"])
         axes.hlines(start, x - 0.41, x + 0.41, color=_INK["orange"], linewidth=2)
         # Puzzles with far more solutions than anyone samples would flatten the bars that matter.
-        axes.set_ylim(0, max(1.0, min(max(exist), 2.5 * max(top, 1.0))) * 1.06)
-        axes.set_xlim(-0.7, len(rows) - 0.3)
+        most_found = np.nanmax(np.concatenate([found, start, [1.0]]))
+        axes.set_ylim(0, 1.06 * min(exist.max(), 2.5 * most_found))
+        side = 0.7 + max(0, 14 - len(rows)) / 2
+        axes.set_xlim(-side, len(rows) - 1 + side)
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.xaxis.set_major_locator(NullLocator())
-        axes.xaxis.set_major_formatter(NullFormatter())
-        axes.set_xlabel("puzzles, by the number of solutions that exist")
+        if grouped:
+            axes.set_xticks(x, [number(count) for count in exist])
+            axes.set_xlabel("puzzles in groups, by the number of solutions that exist")
+        else:
+            axes.xaxis.set_major_locator(NullLocator())
+            axes.set_xlabel("puzzles, by the number of solutions that exist", labelpad=8)
         axes.set_ylabel("distinct solutions")
-        compare = any(np.isfinite(start))
-        columns = [("exist", "grey", exist), ("found, last validation", "teal", found)]
-        columns += [("found, first validation", "orange", start)] if compare else []
+        columns = [("exist", "grid", "box", exist), ("found, last validation", "teal", "box", found)]
+        if np.isfinite(start).any():
+            columns.append(("found, first validation", "orange", "line", start))
         values = [
             {"label": label, "color": color, "values": [number(v) if np.isfinite(v) else None for v in column]}
-            for label, color, column in columns
+            for label, color, _, column in columns
         ]
-        readout = _readout(axes, x.tolist(), list(labels), values)
-        legend = [("exist", "grid", "box"), ("found, last validation", "teal", "box")]
-        legend += [("found, first validation", "orange", "line")] if compare else []
+        readout = _readout(axes, x.tolist(), [bar.name for bar in rows], values)
+        legend = [(label, color, mark) for label, color, mark, _ in columns]
         return Figure(key, title, caption, _svg(canvas, key), legend, readout, wide=True)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Distinct solutions of a puzzle, or their mean over a group. ``start`` is nan without an earlier validation."""
+
+    name: str
+    exist: float
+    found: float
+    start: float
 
 
 def _name(puzzle: Puzzle) -> str:
@@ -275,15 +284,19 @@ def _name(puzzle: Puzzle) -> str:
     return puzzle.prompt.strip().splitlines()[-1][:60] if puzzle.prompt.strip() else "puzzle"
 
 
-def _by_count(rows: list[tuple[str, float, float, float]], groups: int = 40) -> list[tuple[str, float, float, float]]:
-    """Mean bars over groups of puzzles with similarly many solutions; ``rows`` are sorted by that number."""
+def _groups(rows: list[Bar], limit: int = 40) -> list[Bar]:
+    """Means over puzzles with the same number of solutions, or a similar one where there are many such numbers."""
+    rows = sorted(rows, key=lambda bar: bar.exist)
+    counts, sizes = np.unique([bar.exist for bar in rows], return_counts=True)
+    cuts = np.cumsum(sizes)[:-1] if len(counts) <= limit else limit
     result = []
-    for part in np.array_split(np.array([row[1:] for row in rows]), min(groups, len(rows))):
-        low, high = int(part[0, 0]), int(part[-1, 0])
-        span = f"{low}" if low == high else f"{low} to {high}"
-        start = part[:, 2][np.isfinite(part[:, 2])]
-        begin = float(start.mean()) if len(start) else np.nan
-        result.append((f"{len(part)} puzzles with {span} solutions", *map(float, part[:, :2].mean(axis=0)), begin))
+    for indices in np.array_split(np.arange(len(rows)), cuts):
+        part = [rows[index] for index in indices]
+        span = " to ".join(f"{n:.0f}" for n in dict.fromkeys((part[0].exist, part[-1].exist)))
+        exist, found, start = np.array([(bar.exist, bar.found, bar.start) for bar in part]).T
+        known = start[np.isfinite(start)]
+        begin = float(known.mean()) if len(known) else np.nan
+        result.append(Bar(f"{len(part)} puzzles with {span} solutions", exist.mean(), found.mean(), begin))
     return result
 
 
@@ -311,7 +324,7 @@ def _power_of_ten(value: float, _: int) -> str:
 
 
 def _readout(axes: Axes, x: list[float], titles: list[str], series: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the pointer shows: plot box and limits as fractions of the picture, one title and one text per curve and x."""
+    """What the pointer shows: the plot's box as fractions of the picture, its limits, a title and texts for each x."""
     box = axes.get_position()
     return {
         "box": [round(v, 5) for v in (box.x0, 1 - box.y1, box.width, box.height)],
@@ -325,11 +338,11 @@ def _readout(axes: Axes, x: list[float], titles: list[str], series: list[dict[st
 def _svg(canvas: Canvas, key: str) -> str:
     """The figure as inline SVG: colours of the page, ids that are unique in the page, no metadata."""
     buffer = io.StringIO()
-    canvas.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    canvas.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\g<1>{key}-", text)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1))
     text = re.sub(r'^<svg[^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', text)
     for name, ink in _INK.items():
         text = text.replace(ink, f"var(--{name})")

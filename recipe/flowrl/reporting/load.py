@@ -77,7 +77,11 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Sample:
-    """One generation of a validation dump. ``solution`` is its canonical form, where the reward function gives one."""
+    """One generation of a validation dump.
+
+    ``solution`` is the canonical form of a correct answer, empty for a wrong one, None where the reward function does
+    not tell.
+    """
 
     output: str
     score: float
@@ -132,14 +136,14 @@ class Validation:
     puzzles: list[Puzzle]
 
     @property
-    def counts_solutions(self) -> bool:
-        """Whether distinct solutions can be counted: the reward function names them and the data says how many."""
-        return any(p.exist for p in self.puzzles) and any(s.solution for p in self.puzzles for s in p.samples)
+    def names_solutions(self) -> bool:
+        """Whether the reward function tells solutions apart, so that distinct ones can be counted."""
+        return any(s.solution is not None for p in self.puzzles for s in p.samples)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory in memory. ``first`` and ``last`` are the first and the last validation dump (may be the same)."""
+    """A run directory in memory. ``first`` and ``last`` are the first and the last validation, maybe the same one."""
 
     path: Path
     metrics: Metrics
@@ -241,6 +245,7 @@ def _read_metrics(path: Path, notes: list[str]) -> Metrics:
     rows: dict[int, dict[str, float]] = {}
     for row in _json_lines(path, notes):
         step = row.pop("step", None)
+        row.pop("time", None)
         if not isinstance(step, int):
             continue
         values = {k: math.nan if v is None else float(v) for k, v in row.items() if v is None or _is_number(v)}
@@ -304,4 +309,4 @@ def _sample(row: dict[str, Any]) -> Sample:
     # Without an accuracy from the reward function, only full marks count as correct.
     correct = accuracy > 0 if _is_number(accuracy) else score >= 1
     solution = row.get("solution")
-    return Sample(row["output"], score, bool(correct), str(solution) if solution else None)
+    return Sample(row["output"], score, bool(correct), None if solution is None else str(solution))

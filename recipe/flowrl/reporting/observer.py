@@ -21,11 +21,11 @@ class RunRecorder:
         self._metrics_path = run_dir / "metrics.jsonl"
 
     def phase(self, name: str) -> None:
-        """A phase has begun; it lasts until the next one begins."""
+        """A phase has begun; it lasts until the next one begins or a step ends."""
         self._events.write("phase", name=name)
 
     def log(self, data: dict[str, Any], step: int) -> None:
-        """Append the metrics of ``step``, flat, numbers only."""
+        """Append the metrics of ``step``, flat, numbers only. Step 0 is the validation before training."""
         numbers = {name: _number(value) for name, value in data.items()}
         numbers = {name: value for name, value in numbers.items() if value is not None}
         with self._metrics_path.open("a") as file:

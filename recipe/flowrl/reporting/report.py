@@ -261,7 +261,7 @@ def _comparison(run: Run) -> list[dict[str, Any]]:
     ranked = sorted(shared, key=lambda p: (p.found, p.solved), reverse=True)
     picks = np.unique(np.linspace(0, len(ranked) - 1, min(_PUZZLES_SHOWN, len(ranked))).round().astype(int))
     chosen = [ranked[index] for index in picks]
-    count = run.last.counts_solutions
+    count = run.last.names_solutions
     result = []
     for puzzle in chosen:
         sides = [(run.first.step, before[puzzle.key])] if before else []

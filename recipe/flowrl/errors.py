@@ -1,0 +1,93 @@
+"""Errors for the person at the terminal, and the exit status that goes with each. Standard library only."""
+
+import os
+import sys
+import traceback
+
+BAD_INPUT, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+"""Exit statuses; the last two are the shell's for SIGINT and SIGTERM."""
+
+_LONGEST_CAUSE = 400
+"""Characters of a failure's message that are shown; the log has the rest."""
+
+
+class UserError(Exception):
+    """Bad input, or an environment in which the run cannot work.
+
+    The message is one or two lines: what is wrong, where, and what to do about it.
+    """
+
+
+class Terminated(BaseException):
+    """A SIGTERM arrived."""
+
+
+def exit_status_of(error: BaseException) -> int:
+    """Tell the person at the terminal what ended the run, in one or two lines on stderr.
+
+    ``FLOWRL_DEBUG=1`` adds the traceback. If the error has an attribute ``log_path``, the traceback goes to the end of
+    that file.
+
+    Returns:
+        The exit status: 2 for a :class:`UserError`, 130 for SIGINT, 143 for SIGTERM, a ``SystemExit``'s own, else 1.
+    """
+    if isinstance(error, SystemExit):
+        return _status_of_exit(error)
+    log_path = _write_to_log(error)
+    if os.environ.get("FLOWRL_DEBUG") == "1":
+        traceback.print_exception(error)
+
+    cause = root_cause(error)
+    if isinstance(error, KeyboardInterrupt):
+        message, status = "interrupted", INTERRUPTED
+    elif isinstance(error, Terminated):
+        message, status = "ended by SIGTERM", TERMINATED
+    elif isinstance(cause, UserError):
+        message, status = f"error: {cause}", BAD_INPUT
+    else:
+        where = f"{log_path} has the traceback" if log_path else "FLOWRL_DEBUG=1 shows the traceback"
+        message, status = f"error: {_in_one_line(cause)}\n{where}", FAILED
+    print(message, file=sys.stderr, flush=True)
+    return status
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error that the others were raised from, also where it was raised in a Ray worker.
+
+    Of an error that was raised from another, that is the other one, unless the first is a :class:`UserError`, which
+    says all there is to say.
+    """
+    # Ray is not imported for this: no error is Ray's unless Ray is loaded.
+    ray_task_error = getattr(sys.modules.get("ray.exceptions"), "RayTaskError", ())
+    while True:
+        if isinstance(error, ray_task_error) and isinstance(error.cause, BaseException):
+            error = error.cause
+        elif isinstance(error, UserError) or error.__cause__ is None:
+            return error
+        else:
+            error = error.__cause__
+
+
+def _status_of_exit(error: SystemExit) -> int:
+    if error.code is None or isinstance(error.code, int):
+        return error.code or 0
+    print(error.code, file=sys.stderr, flush=True)
+    return FAILED
+
+
+def _in_one_line(error: BaseException) -> str:
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+    return text if len(text) <= _LONGEST_CAUSE else f"{text[: _LONGEST_CAUSE - 3]}..."
+
+
+def _write_to_log(error: BaseException) -> str | None:
+    """Append the traceback to the error's log; returns its path, or None if there is none or it can't be written."""
+    path = getattr(error, "log_path", None)
+    if path is None:
+        return None
+    try:
+        with open(path, "a") as log:
+            traceback.print_exception(error, file=log)
+    except OSError:
+        return None
+    return str(path)

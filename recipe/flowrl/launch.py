@@ -1,0 +1,123 @@
+"""From a checked configuration to a finished run: redirect, prepare, train, report, and leave no process behind."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from recipe.flowrl import preflight, prepare
+from recipe.flowrl.errors import Terminated
+from recipe.flowrl.reporting.console import RunConsole
+from recipe.flowrl.reporting.events import EventWriter
+from verl_ext.processes import adopt_orphans, end_descendants
+
+
+def launch(config: DictConfig) -> None:
+    """Run what ``config`` says, from preparing its inputs to the report.
+
+    Raises:
+        UserError: bad input that shows only once the inputs are there.
+        Terminated: a SIGTERM arrived; KeyboardInterrupt for SIGINT. By then no process of the run is left.
+    """
+    run_dir = Path(config.run_dir).absolute()
+    with open_dict(config):
+        config.run_dir = str(run_dir)
+    OmegaConf.resolve(config)
+    # Before verl is imported, here and in what Ray starts.
+    os.environ.update({name: str(value) for name, value in _environment(config).items()})
+
+    adopt_orphans()
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    log_path = _next_log(run_dir)
+    try:
+        with _output_into(log_path) as terminal, RunConsole(terminal) as console:
+            console.message(f"run directory {run_dir}")
+            console.message(f"log of verl, Ray and vLLM: {log_path}")
+            for warning in _ready_inputs(config, console):
+                console.message(f"warning: {warning}")
+            _train(config, run_dir, console)
+    except BaseException as error:
+        error.log_path = log_path
+        raise
+    finally:
+        for signum in (signal.SIGINT, signal.SIGTERM):  # the end is under way
+            signal.signal(signum, signal.SIG_IGN)
+        end_descendants()
+
+
+def _ready_inputs(config: DictConfig, console: RunConsole) -> list[str]:
+    """Make the inputs that are missing, then check them all; returns warnings."""
+    prepare.ensure(config, console)
+    with console.phase("checking data, model and reward"):
+        return preflight.check_files(config)
+
+
+def _train(config: DictConfig, run_dir: Path, console: RunConsole) -> None:
+    from recipe.flowrl.reporting.report import write_report
+
+    _save_config(config, run_dir)
+    events = run_dir / "events.jsonl"
+    with console.following(events):
+        EventWriter(events).write("phase", name="starting Ray")
+        _run_verl(config)
+    with console.phase("writing the report"):
+        report = write_report(run_dir)
+    console.message(f"report {report}")
+
+
+def _run_verl(config: DictConfig) -> None:
+    import ray
+    from verl.trainer.main_ppo import run_ppo
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    from recipe.flowrl.trainer import RecipeTaskRunner
+
+    needs_reference = config.flowrl is not None or need_reference_policy(config)
+    validate_config(config, use_reference_policy=needs_reference, use_critic=need_critic(config))
+    try:
+        run_ppo(config, task_runner_class=RecipeTaskRunner)
+    finally:
+        ray.shutdown()
+
+
+def _environment(config: DictConfig) -> dict[str, Any]:
+    return OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
+
+
+def _save_config(config: DictConfig, run_dir: Path) -> None:
+    temporary = run_dir / "config.yaml.tmp"
+    OmegaConf.save(config, temporary)
+    os.replace(temporary, run_dir / "config.yaml")
+
+
+def _next_log(run_dir: Path) -> Path:
+    """One log a launch: a resumed run keeps the earlier ones."""
+    logs = run_dir / "logs"
+    logs.mkdir(exist_ok=True)
+    return logs / f"launch_{len(list(logs.glob('launch_*.log'))) + 1}.log"
+
+
+@contextmanager
+def _output_into(log_path: Path) -> Iterator[Any]:
+    """Send this process's stdout and stderr, and so what Ray forwards, to a file; yields the terminal."""
+    saved = os.dup(1), os.dup(2)
+    with open(log_path, "a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    try:
+        with os.fdopen(os.dup(saved[0]), "w", buffering=1) as terminal:
+            yield terminal
+    finally:
+        for descriptor, original in zip((1, 2), saved, strict=True):
+            os.dup2(original, descriptor)
+            os.close(original)
+
+
+def _raise_terminated(signum: int, frame: Any) -> None:
+    raise Terminated()

@@ -1,0 +1,142 @@
+"""Real training workers of FlowRL on this process's rank, their data, and what can be seen of an update."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tensordict import TensorDict
+from tiny import TEMPERATURE, Sequences
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from verl.trainer.config import CheckpointConfig
+from verl.utils import tensordict_utils as tu
+from verl.utils.metric.utils import Metric
+from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig, TrainingWorkerConfig
+
+from recipe.flowrl.config import FlowRLConfig
+from recipe.flowrl.worker import FlowRLTrainingWorker, flowrl_worker_loss
+
+NO_CLIP = 1e9
+
+
+def make_worker(
+    directory: Path,
+    flowrl: FlowRLConfig | None = None,
+    *,
+    model: dict[str, Any] | None = None,
+    engine: dict[str, Any] | None = None,
+    optim: dict[str, Any] | None = None,
+    checkpoint: dict[str, Any] | None = None,
+) -> FlowRLTrainingWorker:
+    """An initialised worker in float32 whose policy, unless ``optim`` says otherwise, stays where it is."""
+    flowrl = flowrl or FlowRLConfig(partition_lr=0.0)
+    config = TrainingWorkerConfig(
+        model_type="language_model",
+        model_config=HFModelConfig(
+            path=str(directory),
+            **{
+                "override_config": {"attn_implementation": "sdpa"},
+                "enable_gradient_checkpointing": False,
+                **(model or {}),
+            },
+        ),
+        engine_config=FSDPEngineConfig(
+            **{
+                "strategy": "fsdp2",
+                "use_torch_compile": False,
+                "mixed_precision": {"param_dtype": "fp32", "reduce_dtype": "fp32"},
+                "use_dynamic_bsz": False,
+                "micro_batch_size_per_gpu": 4,
+                "infer_micro_batch_size_per_gpu": 4,
+                **(engine or {}),
+            },
+        ),
+        optimizer_config=FSDPOptimizerConfig(
+            **{"lr": 0.0, "weight_decay": 0.0, "clip_grad": NO_CLIP, "total_training_steps": 10, **(optim or {})}
+        ),
+        checkpoint_config=CheckpointConfig(**(checkpoint or {})),
+    )
+    worker = FlowRLTrainingWorker(config, flowrl)
+    worker.reset()
+    worker.set_loss_fn(partial(flowrl_worker_loss, flowrl))
+    return worker
+
+
+def to_batch(sequences: Sequences, **settings: Any) -> TensorDict:
+    """This rank's share of ``sequences``, as verl's V1 trainer dispatches it to ``update_actor``; one mini-batch."""
+    ranks, rows = dist.get_world_size(), len(sequences)
+    share = rows // ranks
+    local = sequences[dist.get_rank() * share : (dist.get_rank() + 1) * share]
+    tokens = [torch.cat(pair) for pair in zip(local.prompts, local.responses, strict=True)]
+    columns = {field.name: getattr(local, field.name) for field in dataclasses.fields(local)}
+    columns |= {
+        "input_ids": tokens,
+        "position_ids": [torch.arange(len(row)) for row in tokens],
+        "loss_mask": local.response_mask,
+    }
+    return tu.get_tensordict(
+        {name: torch.nested.as_nested_tensor(rows, layout=torch.jagged) for name, rows in columns.items()},
+        non_tensor_dict={
+            "calculate_entropy": False,
+            "distillation_use_topk": False,
+            "distillation_only": False,
+            "global_batch_size": rows,
+            "mini_batch_size": rows,
+            "epochs": 1,
+            "seed": 42,
+            "dataloader_kwargs": {"shuffle": False},
+            "temperature": TEMPERATURE,
+            **settings,
+        },
+    )
+
+
+def update(worker: FlowRLTrainingWorker, sequences: Sequences, **settings: Any) -> dict[str, float]:
+    """One call of verl's ``update_actor``; its metrics over all ranks, as the driver reduces them, one mini-batch."""
+    output = worker.train_mini_batch(to_batch(sequences, **settings))
+    metrics = tu.get(output, "metrics")
+    return {
+        name: float(value.aggregate() if isinstance(value, Metric) else value[0])
+        for name, value in metrics.items()
+        if not name.startswith("perf/") and value is not None and value != [None]
+    }
+
+
+@contextmanager
+def captured_gradients(worker: FlowRLTrainingWorker) -> Iterator[dict[str, dict[str, Tensor]]]:
+    """Gradients, whole, as each optimizer finds them in its step: ``{"policy": {name: grad}, "head": {...}}``."""
+    engine, captured = worker.engine, {}
+
+    def capture(key: str, module: nn.Module) -> Any:
+        def hook(*_: Any) -> None:
+            captured[key] = {name: whole(p.grad) for name, p in module.named_parameters() if p.grad is not None}
+
+        return hook
+
+    handles = [
+        engine.optimizer.register_step_pre_hook(capture("policy", engine.module)),
+        engine.auxiliary_optimizer.register_step_pre_hook(capture("head", engine.auxiliary)),
+    ]
+    try:
+        yield captured
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A copy of a tensor that FSDP may have sharded. Collective."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def parameters_of(worker: FlowRLTrainingWorker) -> dict[str, dict[str, Tensor]]:
+    """Weights, whole: ``{"policy": {name: tensor}, "head": {...}}``. Collective."""
+    modules = {"policy": worker.engine.module, "head": worker.engine.auxiliary}
+    return {key: {name: whole(p) for name, p in module.named_parameters()} for key, module in modules.items()}
