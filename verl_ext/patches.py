@@ -14,8 +14,8 @@ import torch
 def patch_process_group_backend() -> None:
     """verl: one ``cpu:gloo`` process group where the device is the CPU.
 
-    verl names the backend ``cpu:gloo,<device>:<backend>``; on the CPU that is ``cpu:gloo,cpu:gloo``, which torch refuses
-    ("Duplicate device type"). The Ray workers' function takes a backend, the ``torchrun`` one doesn't.
+    verl names the backend ``cpu:gloo,<device>:<backend>``; on the CPU that is ``cpu:gloo,cpu:gloo``, which torch
+    refuses ("Duplicate device type"). The Ray workers' function takes a backend, the ``torchrun`` one doesn't.
     """
     from verl.utils import distributed
 

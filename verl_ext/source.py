@@ -1,4 +1,4 @@
-"""verl's files, found without importing verl: the import takes seconds, and must come after ``VERL_PLATFORM`` is set."""
+"""verl's files, found without importing verl: that takes seconds, and has to wait until ``VERL_PLATFORM`` is set."""
 
 import importlib.util
 from pathlib import Path

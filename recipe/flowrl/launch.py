@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -13,7 +13,10 @@ from recipe.flowrl import preflight, prepare
 from recipe.flowrl.errors import Terminated
 from recipe.flowrl.reporting.console import RunConsole
 from recipe.flowrl.reporting.events import EventWriter
+from recipe.flowrl.run_dir import next_log, resume_step, save_config, set_aside_records
 from verl_ext.processes import adopt_orphans, end_descendants
+
+SEEDED_ROLLOUTS = "verl_ext.seeded_rollout.SeededAgentLoopManager"
 
 
 def launch(config: DictConfig) -> None:
@@ -26,21 +29,23 @@ def launch(config: DictConfig) -> None:
     run_dir = Path(config.run_dir).absolute()
     with open_dict(config):
         config.run_dir = str(run_dir)
+        if config.deterministic:
+            config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = SEEDED_ROLLOUTS
     OmegaConf.resolve(config)
     # Before verl is imported, here and in what Ray starts.
-    os.environ.update({name: str(value) for name, value in _environment(config).items()})
+    environment = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
+    os.environ.update({name: str(value) for name, value in environment.items()})
 
     adopt_orphans()
     signal.signal(signal.SIGTERM, _raise_terminated)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    log_path = _next_log(run_dir)
+    log_path = next_log(run_dir)
     try:
         with _output_into(log_path) as terminal, RunConsole(terminal) as console:
-            console.message(f"run directory {run_dir}")
+            console.message(f"run directory: {run_dir}")
             console.message(f"log of verl, Ray and vLLM: {log_path}")
-            for warning in _ready_inputs(config, console):
-                console.message(f"warning: {warning}")
-            _train(config, run_dir, console)
+            if not _already_finished(config, console):
+                _prepare(config, console)
+                _train(config, run_dir, console)
     except BaseException as error:
         error.log_path = log_path
         raise
@@ -50,24 +55,44 @@ def launch(config: DictConfig) -> None:
         end_descendants()
 
 
-def _ready_inputs(config: DictConfig, console: RunConsole) -> list[str]:
-    """Make the inputs that are missing, then check them all; returns warnings."""
+def _already_finished(config: DictConfig, console: RunConsole) -> bool:
+    done, total = resume_step(config), config.trainer.total_training_steps
+    finished = total is not None and done >= total
+    if finished:
+        console.message(
+            f"this run has already finished its {total} steps (report: {config.run_dir}/report.html). To go on: more "
+            "trainer.total_training_steps; to start anew: another run_dir, or trainer.resume_mode=disable"
+        )
+    return finished
+
+
+def _prepare(config: DictConfig, console: RunConsole) -> None:
+    """Make the inputs that are missing, then check them all."""
     prepare.ensure(config, console)
     with console.phase("checking data, model and reward"):
-        return preflight.check_files(config)
+        warnings = preflight.check_files(config)
+    for warning in warnings:
+        console.message(f"warning: {warning}")
 
 
 def _train(config: DictConfig, run_dir: Path, console: RunConsole) -> None:
-    from recipe.flowrl.reporting.report import write_report
+    step = resume_step(config)
+    if step:
+        console.message(f"continuing after step {step}")
+    elif superseded := set_aside_records(run_dir):
+        console.message(f"starting from scratch; records of the earlier run are now in {superseded}")
+    save_config(config, run_dir)
 
-    _save_config(config, run_dir)
     events = run_dir / "events.jsonl"
     with console.following(events):
         EventWriter(events).write("phase", name="starting Ray")
         _run_verl(config)
+
+    from recipe.flowrl.reporting.report import write_report  # seconds to import, not needed until now
+
     with console.phase("writing the report"):
         report = write_report(run_dir)
-    console.message(f"report {report}")
+    console.message(f"report: {report}")
 
 
 def _run_verl(config: DictConfig) -> None:
@@ -86,32 +111,15 @@ def _run_verl(config: DictConfig) -> None:
         ray.shutdown()
 
 
-def _environment(config: DictConfig) -> dict[str, Any]:
-    return OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
-
-
-def _save_config(config: DictConfig, run_dir: Path) -> None:
-    temporary = run_dir / "config.yaml.tmp"
-    OmegaConf.save(config, temporary)
-    os.replace(temporary, run_dir / "config.yaml")
-
-
-def _next_log(run_dir: Path) -> Path:
-    """One log a launch: a resumed run keeps the earlier ones."""
-    logs = run_dir / "logs"
-    logs.mkdir(exist_ok=True)
-    return logs / f"launch_{len(list(logs.glob('launch_*.log'))) + 1}.log"
-
-
 @contextmanager
-def _output_into(log_path: Path) -> Iterator[Any]:
+def _output_into(log_path: Path) -> Iterator[TextIO]:
     """Send this process's stdout and stderr, and so what Ray forwards, to a file; yields the terminal."""
     saved = os.dup(1), os.dup(2)
     with open(log_path, "a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     try:
-        with os.fdopen(os.dup(saved[0]), "w", buffering=1) as terminal:
+        with os.fdopen(os.dup(saved[0]), "w", buffering=1, encoding="utf-8", errors="replace") as terminal:
             yield terminal
     finally:
         for descriptor, original in zip((1, 2), saved, strict=True):

@@ -19,7 +19,7 @@ def load(directory: Path) -> PreTrainedModel:
 
 
 def response_log_probs(model: PreTrainedModel, prompt: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probs of the response's tokens ``(|y|,)``, and the mean over the prompt of the final norm's output ``(H,)``."""
+    """Log-probs of the response's tokens ``(|y|,)`` and the prompt's mean final-norm output ``(H,)``."""
     output = model(torch.cat([prompt, response]).unsqueeze(0), output_hidden_states=True)
     log_probs = (output.logits[0, len(prompt) - 1 : -1] / TEMPERATURE).log_softmax(-1)
     prompt_state = output.hidden_states[-1][0, : len(prompt)].mean(0)

@@ -329,7 +329,7 @@ def refused(inputs: Inputs) -> dict[str, str]:
 
 
 def sequence_parallel(inputs: Inputs) -> dict[str, Any]:
-    """``prompt_mean`` over a sequence-parallel group of all ranks, and over the sequence that verl's gather rebuilds."""
+    """``prompt_mean`` over a sequence-parallel group of all ranks, and on the sequence that verl's gather rebuilds."""
     group, rank, generator = dist.group.WORLD, dist.get_rank(), torch.Generator().manual_seed(1)
 
     def value_and_gradient(

@@ -209,8 +209,8 @@ def test_on_a_terminal_the_phase_is_live_and_the_lines_stay():
             console.show({"event": "step", "step": step, "total": 2, "metrics": METRICS})
     reader.join(timeout=5)
     os.close(master)
-    assert b"\x1b[?25l" in shown, "the cursor is hidden while something is live"
-    assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l"), "and back at the end"
+    hidden, back, line = shown.rfind(b"\x1b[?25l"), shown.rfind(b"\x1b[?25h"), shown.find(b"step 2/2")
+    assert 0 <= hidden < back < line, "the cursor is hidden while something is live, and only then"
     kept = [line.rpartition("\x1b[2K")[2] for line in shown.decode().replace("\r\n", "\n").split("\n")]
     kept = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", line) for line in kept]
     assert {"a line", "loading [vLLM]: done in 0s", step_line(2, 2, METRICS)} <= set(kept)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
+from recipe.flowrl.reporting.catalogue import phases
 from recipe.flowrl.reporting.figures import smooth, thin
 from recipe.flowrl.reporting.load import Metrics, Series, load_run
 from recipe.flowrl.reporting.report import shorten, write_report
@@ -61,6 +62,7 @@ def _training_row(step: int, steps: int, algo: str, rng: random.Random) -> dict[
     row = {
         "train/solve_rate": noisy(0.31 + 0.35 * t, 0.1),
         "train/distinct_solutions": noisy(1.2 + 0.8 * t, 0.1),
+        "train/solution_coverage": noisy(0.26 + 0.18 * t, 0.1),
         "critic/score/mean": noisy(0.31 + 0.35 * t, 0.1),
         "actor/entropy": noisy(0.9 - 0.3 * t),
         "actor/grad_norm": 1.5 * math.exp(rng.gauss(0, 0.3)),
@@ -82,8 +84,8 @@ def _training_row(step: int, steps: int, algo: str, rng: random.Random) -> dict[
             "actor/flowrl/importance_weight": noisy(1.0, 0.02),
             "actor/flowrl/clip_fraction": abs(rng.gauss(0.1, 0.03)),
             "actor/flowrl/ref_kl": noisy(0.002 + 0.05 * t),
-            "actor/flowrl/loss": noisy(160 - 30 * t),
-            "actor/flowrl/partition_grad_norm": 0.3 * math.exp(rng.gauss(0, 0.4)),
+            "actor/loss": noisy(160 - 30 * t),
+            "actor/flowrl/log_partition_grad_norm": 0.3 * math.exp(rng.gauss(0, 0.4)),
         }
     else:
         row |= {"actor/pg_loss": rng.gauss(0, 0.01), "actor/pg_clipfrac": 0.01, "actor/kl_loss": noisy(0.04 * t)}
@@ -304,7 +306,7 @@ def test_solutions_are_counted_once_per_puzzle_and_only_if_correct(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "critic/score/mean": 0.1}')
     (tmp_path / "validation").mkdir()
     truth = json.dumps({"numbers": [1, 2, 3], "target": 6, "n_solutions": 4})
-    answers = [("1+2+3", 1.0), ("1*2*3", 1.0), ("1+2+3", 1.0), ("1-2-3", 0.0)]
+    answers = [("1-2-3", 0.0), ("1*2*3", 1.0), ("1+2+3", 1.0), ("1+2+3", 1.0)]
     rows = [
         {"input": "p", "output": a, "gts": truth, "score": acc, "acc": acc, "solution": a, "uid": f"u_{i}_0"}
         for i, (a, acc) in enumerate(answers)
@@ -316,7 +318,10 @@ def test_solutions_are_counted_once_per_puzzle_and_only_if_correct(tmp_path):
     (puzzle,) = load_run(tmp_path).last.puzzles
     assert (puzzle.found, puzzle.solved, puzzle.exist, len(puzzle.samples)) == (2, 3, 4, 4)
     html, _ = _report(tmp_path)
-    assert "3 of 4 correct · 2 of 4 distinct solutions" in html and "×2" in html
+    assert "3 of 4 correct · 2 of 4 distinct solutions" in html
+    # The most frequent correct answer first, wrong ones last, equal ones once.
+    shown = re.findall(r'<li class="(right|wrong)">.*?<pre>(.*?)</pre><span>(×2)?', html)
+    assert shown == [("right", "1+2+3", "×2"), ("right", "1*2*3", ""), ("wrong", "1-2-3", "")]
 
 
 def test_same_puzzles_are_compared_although_their_uids_differ(flowrl_run, flowrl_page):
@@ -324,6 +329,21 @@ def test_same_puzzles_are_compared_although_their_uids_differ(flowrl_run, flowrl
     assert {p.key for p in run.first.puzzles} == {p.key for p in run.last.puzzles}
     html, _ = flowrl_page
     assert html.count("<h4>step 0 ") == html.count("<h4>step 60 ") == 6
+
+
+def test_phases_add_up_to_the_time_of_steps_and_validations(tmp_path):
+    first = {"step": 1, "timing_s/step": 5.0, "timing_s/gen": 3.0, "timing_s/update_actor": 1.0}
+    second = {"step": 2, "timing_s/step": 4.0, "timing_s/gen": 4.5, "timing_s/testing": 2.0}
+    (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(second)}\n")
+    steps, parts = phases(load_run(tmp_path))
+    assert steps.tolist() == [1, 2]
+    # Timers may overlap; what is left over is then 0, not negative.
+    assert {part.label: part.seconds.tolist() for part in parts} == {
+        "rollout": [3.0, 4.5],
+        "actor update": [1.0, 0.0],
+        "other": [1.0, 0.0],
+        "validation": [0.0, 2.0],
+    }
 
 
 def test_dump_without_solutions_or_ground_truth(tmp_path):
@@ -334,6 +354,15 @@ def test_dump_without_solutions_or_ground_truth(tmp_path):
     (tmp_path / "validation/1.jsonl").write_text(json.dumps(row))
     html, page = _report(tmp_path)
     assert "1 of 1 correct</span>" in html and "puzzles" not in page.ids()
+
+
+def test_reward_function_may_say_how_many_solutions_exist(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "critic/score/mean": 0.1}')
+    (tmp_path / "validation").mkdir()
+    row = {"input": "say a", "output": " \n", "gts": "a", "score": 0.0, "acc": 0.0, "solution": "", "n_solutions": 5.0}
+    (tmp_path / "validation/1.jsonl").write_text(json.dumps(row | {"uid": "u_0_0"}))
+    html, page = _report(tmp_path)
+    assert "0 of 1 correct · 0 of 5 distinct solutions" in html and "puzzles" in page.ids() and "(empty)" in html
 
 
 @pytest.mark.parametrize(

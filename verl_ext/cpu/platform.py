@@ -54,6 +54,10 @@ class _CPUDeviceModule(types.ModuleType):
         """Forget the largest resident set size."""
         self._peak_bytes = 0
 
+    def set_rng_state(self, state: torch.Tensor) -> None:
+        """verl restores a checkpoint's state for the CPU, and again for the device."""
+        torch.set_rng_state(state)
+
     def mem_get_info(self, device: Any = None) -> tuple[int, int]:
         """Free and total memory of the machine, in bytes."""
         memory = psutil.virtual_memory()

@@ -1,4 +1,4 @@
-"""Registers the CPU engine and rollout classes with verl. Named by ``model.external_lib``, so it runs in each worker."""
+"""Registers the CPU engine and rollout classes with verl. Named by ``model.external_lib``, so each worker runs it."""
 
 from verl.workers.rollout import base as rollout_base
 from verl.workers.rollout.replica import RolloutReplica, RolloutReplicaRegistry

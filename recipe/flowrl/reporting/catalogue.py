@@ -125,7 +125,10 @@ DIVERSITY = (
         "solution-coverage",
         "Solution coverage",
         "Distinct solutions found, as a share of those that exist. The number of samples per puzzle limits it.",
-        (Curve(names.VAL_COVERAGE, "validation", "orange", "points"),),
+        (
+            Curve("train/solution_coverage", "training group", "blue"),
+            Curve(names.VAL_COVERAGE, "validation", "orange", "points"),
+        ),
         unit="percent",
         from_zero=True,
     ),
@@ -176,7 +179,6 @@ OBJECTIVE = (
         "Loss",
         "The policy loss as optimised.",
         (
-            Curve("actor/flowrl/loss", "FlowRL loss", "blue"),
             Curve("actor/loss", "actor loss", "blue"),
             Curve("actor/pg_loss", "policy-gradient loss", "grey"),
         ),
@@ -235,7 +237,7 @@ POLICY = (
         "Before clipping.",
         (
             Curve(names.GRAD_NORM, "policy", "blue", peak=True),
-            Curve("actor/flowrl/partition_grad_norm", "log Z head", "violet", peak=True),
+            Curve("actor/flowrl/log_partition_grad_norm", "log Z head", "violet", peak=True),
         ),
         log=True,
     ),

@@ -29,6 +29,9 @@ _SIZE = {"normal": 5.6, "wide": 11.7}
 _TICKS = [1, 2, 2.5, 5, 10]
 _HEIGHT, _LEFT, _RIGHT, _BOTTOM, _TOP = 2.35, 0.58, 0.14, 0.44, 0.12
 
+# A curve that lies at 0 is drawn over the axis and in full.
+_OVER_THE_AXIS: dict[str, Any] = {"clip_on": False, "zorder": 3}
+
 _STYLE = {
     "axes.edgecolor": _INK["axis"],
     "axes.grid": True,
@@ -194,16 +197,18 @@ def _draw(axes: Axes, curve: Drawn) -> None:
     steps, values, ink = curve.series.steps, curve.series.values, _INK[curve.color]
     if curve.kind == "trend":
         smoothed = len(values) >= 20
-        axes.plot(steps, values, color=ink, linewidth=0.9 if smoothed else 1.7, alpha=0.35 if smoothed else 1)
+        marker = "o" if len(values) == 1 else None
+        width, alpha = (0.9, 0.35) if smoothed else (1.7, 1)
+        axes.plot(steps, values, color=ink, linewidth=width, alpha=alpha, marker=marker, **_OVER_THE_AXIS)
         if smoothed:
-            axes.plot(steps, smooth(values), color=ink, linewidth=1.9)
-        elif len(values) == 1:
-            axes.plot(steps, values, color=ink, marker="o", markersize=4)
+            axes.plot(steps, smooth(values), color=ink, linewidth=1.9, **_OVER_THE_AXIS)
         return
     many = len(values) > 60
     line = "-" if curve.kind == "points" else (0, (3, 2))
     width = 1.7 if curve.kind == "points" else 1.2
-    axes.plot(steps, values, color=ink, linewidth=width, linestyle=line, marker=None if many else "o", markersize=3.6)
+    marker = None if many else "o"
+    style = {"linewidth": width, "linestyle": line, "marker": marker, "markersize": 3.6}
+    axes.plot(steps, values, color=ink, **style, **_OVER_THE_AXIS)
 
 
 def phase_figure(

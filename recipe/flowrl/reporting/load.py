@@ -91,10 +91,11 @@ class Sample:
 
 @dataclass
 class Puzzle:
-    """One prompt of a validation dump with all its samples."""
+    """One prompt of a validation dump with all its samples. ``exist``: how many distinct solutions it has, if known."""
 
     prompt: str
     ground_truth: str
+    exist: int | None
     samples: list[Sample] = field(default_factory=list)
 
     @property
@@ -105,17 +106,7 @@ class Puzzle:
     @property
     def facts(self) -> dict[str, Any]:
         """The ground truth as a mapping, empty where it is not a JSON object."""
-        try:
-            value = json.loads(self.ground_truth)
-        except (ValueError, RecursionError):
-            return {}
-        return value if isinstance(value, dict) else {}
-
-    @property
-    def exist(self) -> int | None:
-        """How many distinct solutions the puzzle has, if the ground truth says so."""
-        count = self.facts.get("n_solutions")
-        return count if isinstance(count, int) and count > 0 else None
+        return _facts(self.ground_truth)
 
     @property
     def found(self) -> int:
@@ -298,9 +289,23 @@ def _read_validation(path: Path, notes: list[str]) -> Validation | None:
     puzzles: dict[tuple[str, str], Puzzle] = {}
     for row in final.values():
         truth = row.get("gts")
-        puzzle = Puzzle(row["input"], truth if isinstance(truth, str) else json.dumps(truth, ensure_ascii=False))
+        truth = truth if isinstance(truth, str) else json.dumps(truth, ensure_ascii=False)
+        puzzle = Puzzle(row["input"], truth, exist=_existing(row.get("n_solutions"), _facts(truth).get("n_solutions")))
         puzzles.setdefault(puzzle.key, puzzle).samples.append(_sample(row))
     return Validation(int(path.stem), list(puzzles.values())) if puzzles else None
+
+
+def _facts(ground_truth: str) -> dict[str, Any]:
+    try:
+        value = json.loads(ground_truth)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _existing(*counts: Any) -> int | None:
+    """The first of ``counts`` that is one: what the reward function says, else what the ground truth says."""
+    return next((int(count) for count in counts if _is_number(count) and count > 0), None)
 
 
 def _sample(row: dict[str, Any]) -> Sample:

@@ -272,7 +272,7 @@ def _comparison(run: Run) -> list[dict[str, Any]]:
 
 def _side(step: int, puzzle: Puzzle, count: bool) -> dict[str, Any]:
     """One puzzle at one validation; equal outputs are shown once, correct ones first, the most frequent ones first."""
-    times = Counter((s.output, s.correct, s.solution) for s in puzzle.samples)
+    times = Counter((s.output.strip() or "(empty)", s.correct, s.solution) for s in puzzle.samples)
     ordered = sorted(times.items(), key=lambda item: (not item[0][1], -item[1]))
     numbers = _numbering(solution for (_, correct, solution), _ in ordered if correct and solution)
     answers = [

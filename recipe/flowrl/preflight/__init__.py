@@ -1,0 +1,73 @@
+"""Bad input is refused here, in one or two lines, before Ray starts and before verl is imported."""
+
+import copy
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from recipe.flowrl.errors import UserError
+from recipe.flowrl.preflight.batches import check_batches
+from recipe.flowrl.preflight.checkpoint import check_checkpoint_space, check_directories, check_resume
+from recipe.flowrl.preflight.data import check_data, first_rows
+from recipe.flowrl.preflight.machine import check_machine, check_memory
+from recipe.flowrl.preflight.model import check_model
+from recipe.flowrl.preflight.options import check_options
+from recipe.flowrl.preflight.overrides import explain
+from recipe.flowrl.preflight.registries import check_registered_names
+from recipe.flowrl.preflight.reward import check_reward, check_reward_source
+
+__all__ = ["check", "check_files", "explain"]
+
+
+def check(config: DictConfig) -> list[str]:
+    """Check all that can be checked before the run makes its inputs, the cheap first. Writes nothing.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        UserError: the run can't work.
+    """
+    config = _resolved(config)
+    warnings = [*check_options(config), *check_registered_names(config)]
+    check_batches(config)
+    check_reward_source(config)
+    check_directories(config)
+    check_resume(config)
+    check_machine(config)
+    if config.prepare.data is None:
+        check_data(config)
+    if config.prepare.model is None:
+        warnings += check_model(config)[1]
+    return warnings
+
+
+def check_files(config: DictConfig) -> list[str]:
+    """Check data, model and reward function, once the run has made those that it makes itself.
+
+    Runs the reward function, and with it may import verl: the environment has to be set.
+
+    Returns:
+        Warnings, those of :func:`check` left out.
+
+    Raises:
+        UserError: the run can't work.
+    """
+    config = _resolved(config)
+    check_data(config)
+    size, warnings = check_model(config)
+    if size is not None:
+        check_checkpoint_space(config, size.parameters)
+        if config.trainer.device == "cpu":
+            check_memory(config, size.parameters)
+    check_reward(config, first_rows(config))
+    return warnings if config.prepare.model is not None else []
+
+
+def _resolved(config: DictConfig) -> DictConfig:
+    config = copy.deepcopy(config)
+    try:
+        OmegaConf.resolve(config)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    return config

@@ -1,0 +1,128 @@
+"""Batch sizes and parallel sizes that have to divide one another."""
+
+from collections.abc import Iterable
+from math import gcd, prod
+
+from omegaconf import DictConfig, OmegaConf
+
+from recipe.flowrl.errors import UserError
+
+_TRAIN = "data.train_batch_size"
+_N = "actor_rollout_ref.rollout.n"
+_MINI = "actor_rollout_ref.actor.ppo_mini_batch_size"
+
+
+def check_batches(config: DictConfig) -> None:
+    """Check that batches divide into mini-batches, ranks and micro-batches, and ranks into rollout servers.
+
+    verl cuts ``train_batch_size * n`` sequences into mini-batches of ``ppo_mini_batch_size * n``, each of which it
+    spreads over the data-parallel ranks, where it is cut into micro-batches.
+
+    Raises:
+        UserError: something doesn't divide; says which value would do.
+    """
+    ranks = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    _check_rollout_parallelism(config, ranks)
+    train, mini = config.data.train_batch_size, config.actor_rollout_ref.actor.ppo_mini_batch_size
+    n = config.actor_rollout_ref.rollout.n
+    if mini > train or train % mini:
+        raise UserError(f"{_MINI}={mini} doesn't divide {_TRAIN}={train}: set it to {_nearest(_divisors(train), mini)}")
+    if config.trainer.v1.trainer_mode == "separate_async":
+        steps = config.trainer.v1.separate_async.parameter_sync_step
+        if train != steps * mini:
+            raise UserError(
+                f"{_TRAIN}={train} isn't trainer.v1.separate_async.parameter_sync_step={steps} times {_MINI}={mini}, "
+                f"as the mode separate_async wants it: set it to {steps * mini}"
+            )
+        train = mini  # it takes one mini-batch at a time through all the steps
+    if config.actor_rollout_ref.actor.strategy in ("fsdp", "fsdp2"):
+        _check_ranks(config, ranks, train * n, mini * n)
+
+
+def _check_rollout_parallelism(config: DictConfig, ranks: int) -> None:
+    rollout = config.actor_rollout_ref.rollout
+    names = ("tensor_model_parallel_size", "data_parallel_size", "pipeline_model_parallel_size")
+    size = prod(rollout[name] for name in names)
+    if ranks % size:
+        given = " * ".join(f"{name}={rollout[name]}" for name in names if rollout[name] > 1)
+        raise UserError(
+            f"actor_rollout_ref.rollout.{given} doesn't divide the {ranks} ranks "
+            f"(trainer.nnodes * trainer.n_gpus_per_node): set the product to {_nearest(_divisors(ranks), size)}"
+        )
+
+
+def _check_ranks(config: DictConfig, ranks: int, train_sequences: int, mini_sequences: int) -> None:
+    actor, n = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout.n
+    shards = actor.ulysses_sequence_parallel_size
+    if ranks % shards:
+        raise UserError(
+            f"actor_rollout_ref.actor.ulysses_sequence_parallel_size={shards} doesn't divide the {ranks} ranks: "
+            f"set it to {_nearest(_divisors(ranks), shards)}"
+        )
+    replicas = ranks // shards
+    if mini_sequences % replicas:
+        mini, step = mini_sequences // n, replicas // gcd(n, replicas)
+        fitting = [size for size in _divisors(config.data.train_batch_size) if size % step == 0]
+        advice = f"{_MINI} to {_nearest(fitting, mini)}" if fitting else f"{_MINI} and {_TRAIN} to {step}"
+        raise UserError(
+            f"{_MINI}={mini} * {_N}={n} sequences don't divide among {replicas} data-parallel ranks: set {advice}"
+        )
+    if not actor.use_dynamic_bsz and train_sequences % ranks:
+        raise UserError(
+            f"{_TRAIN}={train_sequences // n} * {_N}={n} sequences don't divide among {ranks} ranks: "
+            f"set {_TRAIN} to a multiple of {ranks // gcd(n, ranks)}"
+        )
+    _check_micro_batches(config, shards, train_sequences // replicas, mini_sequences // replicas)
+
+
+def _check_micro_batches(config: DictConfig, shards: int, per_rank: int, mini_per_rank: int) -> None:
+    """``per_rank``, ``mini_per_rank``: a rank's sequences in a batch and in a mini-batch."""
+    steps = [
+        ("actor", "use_dynamic_bsz", "ppo_micro_batch_size", "ppo_max_token_len_per_gpu", mini_per_rank),
+        (
+            "rollout",
+            "log_prob_use_dynamic_bsz",
+            "log_prob_micro_batch_size",
+            "log_prob_max_token_len_per_gpu",
+            per_rank,
+        ),
+    ]
+    if needs_reference(config):
+        steps.append(("ref", *steps[1][1:]))
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    for section, dynamic, micro, max_tokens, sequences in steps:
+        options = config.actor_rollout_ref[section]
+        path = f"actor_rollout_ref.{section}"
+        if options.get(micro) is not None:
+            raise UserError(f"{path}.{micro}={options[micro]} is no longer used by verl: set {micro}_per_gpu instead")
+        size = options[f"{micro}_per_gpu"]
+        if options[dynamic]:
+            if options[max_tokens] * shards < longest:
+                raise UserError(
+                    f"{path}.{max_tokens}={options[max_tokens]} is less than one sequence of data.max_prompt_length + "
+                    f"data.max_response_length = {longest} tokens: set it to {-(-longest // shards)} or more"
+                )
+        elif size is None:
+            raise UserError(
+                f"{path}.{micro}_per_gpu isn't set, and {dynamic} is off: "
+                f"set it to a divisor of {sequences} or turn on {path}.{dynamic}"
+            )
+        elif sequences % size:
+            raise UserError(
+                f"{path}.{micro}_per_gpu={size} doesn't divide the {sequences} sequences of a rank: "
+                f"set it to {_nearest(_divisors(sequences), size)}, or turn on {path}.{dynamic}"
+            )
+
+
+def needs_reference(config: DictConfig) -> bool:
+    """Whether the run computes log-probs of the reference policy: FlowRL always does."""
+    kl_options = ("algorithm.use_kl_in_reward", "actor_rollout_ref.actor.use_kl_loss")
+    return config.flowrl is not None or any(OmegaConf.select(config, key) for key in kl_options)
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def _nearest(candidates: Iterable[int], wanted: int) -> int:
+    return min(candidates, key=lambda candidate: abs(candidate - wanted))

@@ -1,0 +1,162 @@
+"""Option values: types and ranges, the algorithm's options, and what a CPU can run."""
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from recipe.flowrl.config import FlowRLConfig
+from recipe.flowrl.errors import UserError
+from recipe.flowrl.rules import BOOLEAN, COUNT, COUNT_OR_ZERO, FRACTION, NOT_NEGATIVE, POSITIVE, one_of, show
+
+_ROLLOUT, _ACTOR, _REF = (f"actor_rollout_ref.{part}" for part in ("rollout", "actor", "ref"))
+
+_UNSET = COUNT.or_none("not set")
+RULES = {
+    "trainer.nnodes": COUNT,
+    "trainer.n_gpus_per_node": COUNT,
+    "trainer.device": one_of(("cpu", "cuda", "npu")),
+    "trainer.total_epochs": COUNT,
+    "trainer.total_training_steps": COUNT.or_none("all epochs"),
+    "trainer.resume_mode": one_of(("auto", "disable", "resume_path")),
+    "trainer.val_before_train": BOOLEAN,
+    "data.train_batch_size": COUNT,
+    "data.gen_batch_size": COUNT.or_none("data.train_batch_size"),
+    "data.max_prompt_length": COUNT,
+    "data.max_response_length": COUNT,
+    "reward.num_workers": COUNT,
+    f"{_ROLLOUT}.n": COUNT,
+    f"{_ROLLOUT}.temperature": NOT_NEGATIVE,
+    f"{_ROLLOUT}.tensor_model_parallel_size": COUNT,
+    f"{_ROLLOUT}.data_parallel_size": COUNT,
+    f"{_ROLLOUT}.pipeline_model_parallel_size": COUNT,
+    f"{_ROLLOUT}.agent.num_workers": COUNT,
+    f"{_ROLLOUT}.checkpoint_engine.update_weights_bucket_megabytes": COUNT,
+    f"{_ROLLOUT}.log_prob_use_dynamic_bsz": BOOLEAN,
+    f"{_ROLLOUT}.log_prob_micro_batch_size_per_gpu": _UNSET,
+    f"{_ROLLOUT}.log_prob_max_token_len_per_gpu": COUNT,
+    f"{_REF}.log_prob_use_dynamic_bsz": BOOLEAN,
+    f"{_REF}.log_prob_micro_batch_size_per_gpu": _UNSET,
+    f"{_REF}.log_prob_max_token_len_per_gpu": COUNT,
+    f"{_ACTOR}.use_dynamic_bsz": BOOLEAN,
+    f"{_ACTOR}.ppo_mini_batch_size": COUNT,
+    f"{_ACTOR}.ppo_micro_batch_size_per_gpu": _UNSET,
+    f"{_ACTOR}.ppo_max_token_len_per_gpu": COUNT,
+    f"{_ACTOR}.ppo_epochs": COUNT,
+    f"{_ACTOR}.ulysses_sequence_parallel_size": COUNT,
+    f"{_ACTOR}.optim.lr": NOT_NEGATIVE,
+    f"{_ACTOR}.optim.weight_decay": NOT_NEGATIVE,
+    f"{_ACTOR}.grad_clip": POSITIVE,
+    f"{_ACTOR}.clip_ratio": FRACTION,
+    "actor_rollout_ref.model.lora_rank": COUNT_OR_ZERO,
+    "algorithm.norm_adv_by_std_in_grpo": BOOLEAN,
+}
+"""Option -> what it accepts: those whose wrong value verl finds late, or never."""
+
+# vLLM compiles its LoRA kernels up to this rank (MaxLoRARanks of vllm/config/lora.py).
+LARGEST_LORA_RANK = 512
+
+_ON_CPU = {
+    f"{_ACTOR}.strategy": ("fsdp2", "FSDP1 assumes an accelerator"),
+    f"{_ACTOR}.fsdp_config.strategy": ("fsdp2", "FSDP1 assumes an accelerator"),
+    f"{_REF}.strategy": ("fsdp2", "FSDP1 assumes an accelerator"),
+    f"{_REF}.fsdp_config.strategy": ("fsdp2", "FSDP1 assumes an accelerator"),
+    f"{_ACTOR}.ulysses_sequence_parallel_size": (1, "sequence parallelism needs flash attention"),
+    f"{_ROLLOUT}.name": ("vllm", "the others need a GPU"),
+    f"{_ROLLOUT}.free_cache_engine": (False, "vLLM's sleep mode needs a GPU"),
+    f"{_ROLLOUT}.enable_sleep_mode": (False, "vLLM's sleep mode needs a GPU"),
+    f"{_ROLLOUT}.full_determinism": (False, "its kernels need Triton"),
+    "actor_rollout_ref.model.use_fused_kernels": (False, "they need a GPU"),
+    "ray_kwargs.ray_init.runtime_env.env_vars.VERL_PLATFORM": ("cpu", "cluster=cpu has all that a CPU needs"),
+}
+"""Option -> the value it must have where ``trainer.device=cpu``, and why."""
+
+_LEGACY = {
+    "custom_reward_function": "reward.custom_reward_function",
+    "reward_model": "reward",
+    "sandbox_fusion": "reward.sandbox_fusion",
+}
+"""Sections of earlier verl versions, which its V1 trainer ignores -> where their options are now."""
+
+
+def check_options(config: DictConfig) -> list[str]:
+    """Check the options one by one.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        UserError: an option has a value that can't work.
+    """
+    for key, rule in RULES.items():
+        value = OmegaConf.select(config, key)
+        if not rule.accepts(value):
+            raise UserError(f"{key}: got {show(value)}; allowed: {rule.allowed}")
+    _check_legacy_sections(config)
+    _check_lora(config)
+    if config.trainer.device == "cpu":
+        _check_cpu(config)
+    return check_algorithm(config)
+
+
+def check_algorithm(config: DictConfig) -> list[str]:
+    """Check the options of FlowRL, and that the others suit it. Returns warnings."""
+    for override in HydraConfig.get().overrides.task if HydraConfig.initialized() else ():
+        if override.startswith(("+flowrl", "flowrl=", "~flowrl")):
+            raise UserError(f"{override}: FlowRL is chosen with algo=flowrl, another algorithm with algo=NAME")
+    if config.flowrl is None:
+        return []
+    FlowRLConfig.from_mapping(OmegaConf.to_container(config.flowrl))
+    estimator = config.algorithm.adv_estimator
+    if estimator not in ("grpo", "grpo_vectorized"):
+        raise UserError(
+            f"algorithm.adv_estimator={estimator}: FlowRL's reward is normalised over each prompt's rollouts, "
+            "which is grpo; choose another algorithm with algo=NAME"
+        )
+    warnings = []
+    if config.actor_rollout_ref.rollout.n == 1:
+        warnings.append("actor_rollout_ref.rollout.n=1: FlowRL normalises the reward over a prompt's rollouts; use 4+")
+    if config.algorithm.use_kl_in_reward:
+        warnings.append("algorithm.use_kl_in_reward=true: FlowRL's objective has the reference policy in it already")
+    if config.actor_rollout_ref.actor.use_kl_loss:
+        warnings.append("actor_rollout_ref.actor.use_kl_loss=true has no effect on FlowRL's objective")
+    return warnings
+
+
+def _check_legacy_sections(config: DictConfig) -> None:
+    for section, successor in _LEGACY.items():
+        if given := _given(config[section], section):
+            raise UserError(f"{given} has no effect in verl 0.9's V1 trainer: its options are under {successor}")
+
+
+def _given(section: DictConfig, path: str) -> str | None:
+    """The first option under ``path`` that has a value."""
+    for name, value in section.items():
+        if isinstance(value, DictConfig):
+            if found := _given(value, f"{path}.{name}"):
+                return found
+        elif value is not None:
+            return f"{path}.{name}={value}"
+    return None
+
+
+def _check_lora(config: DictConfig) -> None:
+    model = config.actor_rollout_ref.model
+    ranks = {"lora_rank": model.lora_rank, "lora.rank": model.lora.rank}
+    for name, rank in ranks.items():
+        if rank > LARGEST_LORA_RANK and config.actor_rollout_ref.rollout.name == "vllm":
+            raise UserError(f"actor_rollout_ref.model.{name}={rank}: vLLM takes ranks up to {LARGEST_LORA_RANK}")
+
+
+def _check_cpu(config: DictConfig) -> None:
+    for key, (needed, reason) in _ON_CPU.items():
+        value = OmegaConf.select(config, key)
+        if value != needed:
+            raise UserError(f"{key}={value} doesn't work with trainer.device=cpu ({reason}): set it to {needed}")
+    if config.trainer.v1.trainer_mode == "separate_async":
+        raise UserError(
+            "trainer.v1.trainer_mode=separate_async needs GPUs (weights over NCCL): use sync or colocate_async"
+        )
+    if config.critic.enable or (config.critic.enable is None and config.algorithm.adv_estimator == "gae"):
+        raise UserError(
+            "a critic (critic.enable or algorithm.adv_estimator=gae) needs flash attention, hence a GPU: "
+            "choose algo=flowrl, grpo or reinforce_plus_plus"
+        )

@@ -1,0 +1,128 @@
+"""What is wrong with the command line, in one or two lines instead of Hydra's many."""
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from recipe.flowrl.errors import UserError
+from recipe.flowrl.rules import guess
+
+CONFIG_NAME = "flowrl"
+
+
+def explain(error: Exception, arguments: Sequence[str], config_dir: Path) -> UserError:
+    """Find the override for which Hydra refused to compose the configuration.
+
+    Args:
+        error: what Hydra (or OmegaConf) raised.
+        arguments: of the command line, without the program's name.
+        config_dir: the directory that was composed from.
+
+    Returns:
+        An error that names the override and what to write instead. If no override is at fault by itself, Hydra's
+        message in one line.
+    """
+    options = get_args(arguments)
+    if not (options.config_dir or options.config_path or options.config_name):
+        with initialize_config_dir(str(config_dir), version_base=None):
+            problem = next(_problems(options.overrides, config_dir), None)
+        if problem:
+            return UserError(problem)
+    return UserError(f"the configuration can't be composed: {' '.join(str(error).split())}")
+
+
+def _problems(overrides: Sequence[str], config_dir: Path) -> Iterator[str]:
+    parsed = []
+    for text in overrides:
+        try:
+            parsed.append(OverridesParser.create().parse_override(text))
+        except HydraException:
+            yield _unreadable(text)
+            return
+    choices = [override for override in parsed if _options_of(override.key_or_group)]
+    for override in choices:
+        yield from _wrong_choice(override, config_dir)
+    try:
+        config = compose(CONFIG_NAME, [override.input_line for override in choices])
+    except HydraException:
+        return
+    for override in parsed:
+        if override not in choices:
+            yield from _wrong_key(override, config)
+
+
+def _unreadable(text: str) -> str:
+    if "=" not in text and not text.startswith("~"):
+        return f"{text!r} is no override: write {text}=VALUE"
+    key = text.split("=", 1)[0]
+    return f"{text!r} can't be read: put a value with special characters in two pairs of quotes, {key}='\"...\"'"
+
+
+def _wrong_choice(override: Override, config_dir: Path) -> Iterator[str]:
+    group, chosen = override.key_or_group, override.value()
+    if override.is_delete() or chosen is None:
+        return
+    # verl has groups of the same names, of which nothing is to be chosen here.
+    own = sorted(path.stem for path in (config_dir / group).glob("*.yaml"))
+    if chosen not in _options_of(group):
+        options = own or _options_of(group)
+        yield f"{override.input_line}: no such option{guess(chosen, options)}; {group} is one of {', '.join(options)}"
+
+
+def _wrong_key(override: Override, config: DictConfig) -> Iterator[str]:
+    key, line = override.key_or_group, override.input_line
+    if key.startswith("hydra."):
+        return
+    exists = _exists(config, key)
+    if exists and override.is_add():
+        yield f"{line}: {key} is there already: leave out the '+'"
+    elif not exists and not override.is_add() and not override.is_force_add():
+        if key.startswith("flowrl.") and config.flowrl is None:
+            yield f"{line}: the chosen algorithm isn't FlowRL: leave it out, or choose algo=flowrl"
+        else:
+            similar = _similar(key, [*_keys(config), *_groups()])
+            suggestion = (
+                f"did you mean {' or '.join(similar)}?" if similar else "a new key is added with a '+' in front"
+            )
+            yield f"{line}: there is no key {key}; {suggestion}"
+
+
+def _exists(config: DictConfig, key: str) -> bool:
+    parent, _, leaf = key.rpartition(".")
+    section = OmegaConf.select(config, parent) if parent else config
+    return isinstance(section, DictConfig) and leaf in section
+
+
+def _keys(config: DictConfig) -> Iterator[str]:
+    """All dotted paths of ``config``."""
+
+    def walk(section: dict, prefix: str) -> Iterator[str]:
+        for name, value in section.items():
+            yield f"{prefix}{name}"
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{name}.")
+
+    return walk(OmegaConf.to_container(config, resolve=False), "")
+
+
+def _similar(key: str, known: Iterable[str]) -> list[str]:
+    """The up to three known keys that ``key`` may stand for: it lacks their beginning, or is misspelt."""
+    known = list(known)
+    endings = sorted((name for name in known if name.endswith(f".{key}")), key=len)
+    return endings[:3] or difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+
+
+def _groups() -> list[str]:
+    return GlobalHydra.instance().config_loader().list_groups("")
+
+
+def _options_of(group: str) -> list[str]:
+    return GlobalHydra.instance().config_loader().get_group_options(group)
