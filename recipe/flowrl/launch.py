@@ -13,7 +13,7 @@ from recipe.flowrl import preflight, prepare
 from recipe.flowrl.errors import Terminated
 from recipe.flowrl.reporting.console import RunConsole
 from recipe.flowrl.reporting.events import EventWriter
-from recipe.flowrl.run_dir import next_log, resume_step, save_config, set_aside_records
+from recipe.flowrl.run_dir import next_log, recorded_launch, resume_step, save_config, set_aside_records
 from verl_ext.processes import adopt_orphans, end_descendants
 
 SEEDED_ROLLOUTS = "verl_ext.seeded_rollout.SeededAgentLoopManager"
@@ -84,7 +84,7 @@ def _train(config: DictConfig, run_dir: Path, console: RunConsole) -> None:
     save_config(config, run_dir)
 
     events = run_dir / "events.jsonl"
-    with console.following(events):
+    with recorded_launch(config, run_dir), console.following(events):
         EventWriter(events).write("phase", name="starting Ray")
         _run_verl(config)
 

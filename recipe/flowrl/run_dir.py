@@ -1,7 +1,12 @@
-"""The run directory: what a launch finds in it, and what it writes there before training starts."""
+"""The run directory: what a launch finds in it, and what it writes there around the training itself."""
 
+import json
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,6 +26,30 @@ def save_config(config: DictConfig, run_dir: Path) -> None:
     temporary = run_dir / "config.yaml.tmp"
     OmegaConf.save(config, temporary)
     os.replace(temporary, run_dir / "config.yaml")
+
+
+@contextmanager
+def recorded_launch(config: DictConfig, run_dir: Path) -> Iterator[None]:
+    """Keep ``run.json``: what ran, when, how many launches it took, and how the last one ended.
+
+    ``finished`` (seconds since the epoch) and ``exit_status`` are missing while a launch is under way and after one that
+    was killed.
+    """
+    path = run_dir / "run.json"
+    earlier = json.loads(path.read_text()) if path.exists() and resume_step(config) else {}
+    record = {
+        "experiment": config.trainer.project_name,
+        "algo": config.trainer.experiment_name,
+        "started": earlier.get("started", time.time()),
+        "attempts": earlier.get("attempts", 0) + 1,
+    }
+    _write_json(path, record)
+    status = 1
+    try:
+        yield
+        status = 0
+    finally:
+        _write_json(path, record | {"finished": time.time(), "exit_status": status})
 
 
 def resume_step(config: DictConfig) -> int:
@@ -48,3 +77,9 @@ def set_aside_records(run_dir: Path) -> Path | None:
     for record in records:
         record.rename(target / record.name)
     return target
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1))
+    os.replace(temporary, path)

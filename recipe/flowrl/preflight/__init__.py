@@ -1,6 +1,7 @@
 """Bad input is refused here, in one or two lines, before Ray starts and before verl is imported."""
 
 import copy
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,7 +21,7 @@ __all__ = ["check", "check_files", "explain"]
 
 
 def check(config: DictConfig) -> list[str]:
-    """Check all that can be checked before the run makes its inputs, the cheap first. Writes nothing.
+    """Check all that can be checked before the run makes its own inputs, the cheap first. Writes nothing.
 
     Returns:
         Warnings.
@@ -35,11 +36,8 @@ def check(config: DictConfig) -> list[str]:
     check_directories(config)
     check_resume(config)
     check_machine(config)
-    if config.prepare.data is None:
-        check_data(config)
-    if config.prepare.model is None:
-        warnings += check_model(config)[1]
-    return warnings
+    check_data(config, yet_to_be_made=_cache(config, "data"))
+    return [*warnings, *check_model(config, yet_to_be_made=_cache(config, "model"))[1]]
 
 
 def check_files(config: DictConfig) -> list[str]:
@@ -48,7 +46,7 @@ def check_files(config: DictConfig) -> list[str]:
     Runs the reward function, and with it may import verl: the environment has to be set.
 
     Returns:
-        Warnings, those of :func:`check` left out.
+        Warnings that :func:`check` couldn't give.
 
     Raises:
         UserError: the run can't work.
@@ -61,7 +59,13 @@ def check_files(config: DictConfig) -> list[str]:
         if config.trainer.device == "cpu":
             check_memory(config, size.parameters)
     check_reward(config, first_rows(config))
-    return warnings if config.prepare.model is not None else []
+    given_before = check_model(config, yet_to_be_made=_cache(config, "model"))[1]
+    return [warning for warning in warnings if warning not in given_before]
+
+
+def _cache(config: DictConfig, kind: str) -> Path | None:
+    """The directory in which the run makes its data or its model, if it does."""
+    return Path(config.cache_dir).expanduser() if config.prepare[kind] is not None else None
 
 
 def _resolved(config: DictConfig) -> DictConfig:

@@ -16,14 +16,18 @@ ROWS_LOOKED_AT = 256
 """Rows at the start of each file whose values are checked."""
 
 
-def check_data(config: DictConfig) -> None:
+def check_data(config: DictConfig, yet_to_be_made: Path | None = None) -> None:
     """Check ``data.train_files`` and ``data.val_files``.
+
+    Args:
+        config: of the run.
+        yet_to_be_made: a directory in which files may still be missing.
 
     Raises:
         UserError: a file is missing, unreadable, empty or lacks a column; a row isn't as verl reads it; or the training
             files have fewer rows than ``data.train_batch_size``.
     """
-    rows = {key: _check_files(config, key) for key in ("data.train_files", "data.val_files")}
+    rows = {key: _check_files(config, key, yet_to_be_made) for key in ("data.train_files", "data.val_files")}
     batch, available = config.data.train_batch_size, rows["data.train_files"]
     limit = config.data.get("train_max_samples", -1)
     if available is not None and limit > 0:
@@ -59,17 +63,17 @@ def _is_local_parquet(name: str) -> bool:
     return name.endswith(".parquet") and "://" not in name
 
 
-def _check_files(config: DictConfig, key: str) -> int | None:
+def _check_files(config: DictConfig, key: str, yet_to_be_made: Path | None) -> int | None:
     """Check the files of one option; returns their rows, None if that can't be known here."""
     names = _names(config, key)
     if not names:
         raise UserError(f"{key}: no file given: set it to a parquet file, or choose an experiment with experiment=NAME")
     rows: list[int | None] = []
     for name in names:
-        if "://" in name:  # verl fetches it
+        path = Path(name).expanduser()
+        if "://" in name or (yet_to_be_made and path.is_relative_to(yet_to_be_made)):  # of the first, verl makes a copy
             rows.append(None)
             continue
-        path = Path(name).expanduser()
         if not path.is_file():
             what = "is a directory, not a file" if path.is_dir() else "doesn't exist"
             raise UserError(f"{key}: {name} {what}: give a parquet file, or choose an experiment with experiment=NAME")

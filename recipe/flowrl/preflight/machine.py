@@ -57,8 +57,8 @@ def check_memory(config: DictConfig, parameters: int = 0) -> None:
         size = f" for {parameters / 1e6:.0f}M parameters" if parameters else ""
         advice = "use fewer ranks (trainer.n_gpus_per_node=1), or free memory" if ranks > 1 else "free memory"
         raise UserError(
-            f"{available / 1e9:.1f} GB of memory are available, about {need / 1e9:.1f} GB needed for {ranks} rank(s) and "
-            f"{servers} rollout server(s){size}: {advice}"
+            f"{available / 1e9:.1f} GB of memory are available, about {need / 1e9:.1f} GB needed for {ranks} rank(s) "
+            f"and {servers} rollout server(s){size}: {advice}"
         )
 
 

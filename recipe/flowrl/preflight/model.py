@@ -29,8 +29,12 @@ class ModelSize:
     largest_tensor: int
 
 
-def check_model(config: DictConfig) -> tuple[ModelSize | None, list[str]]:
+def check_model(config: DictConfig, yet_to_be_made: Path | None = None) -> tuple[ModelSize | None, list[str]]:
     """Check ``actor_rollout_ref.model.path``.
+
+    Args:
+        config: of the run.
+        yet_to_be_made: a directory in which the model may still be missing.
 
     Returns:
         The model's size, None where it can't be told from safetensors files; and warnings.
@@ -45,7 +49,7 @@ def check_model(config: DictConfig) -> tuple[ModelSize | None, list[str]]:
     if not path.exists() and _is_hub_id(name):
         _check_hub(name)
         return None, []
-    if "://" in name:  # verl fetches it
+    if "://" in name or (yet_to_be_made and path.is_relative_to(yet_to_be_made)):  # of the first, verl makes a copy
         return None, []
     if not path.is_dir():
         what = "is a file" if path.is_file() else "doesn't exist"
@@ -141,8 +145,8 @@ def _check_attention(config: DictConfig, path: Path, architecture: dict[str, Any
     if heads and heads % tensor_parallel:
         fitting = max(size for size in range(1, tensor_parallel) if heads % size == 0)
         raise UserError(
-            f"actor_rollout_ref.rollout.tensor_model_parallel_size={tensor_parallel} doesn't divide the model's {heads} "
-            f"attention heads: set it to {fitting}"
+            f"actor_rollout_ref.rollout.tensor_model_parallel_size={tensor_parallel} doesn't divide the {heads} "
+            f"attention heads of the model: set it to {fitting}"
         )
     size = architecture.get("head_dim") or (width // heads if heads and width else None)
     if config.trainer.device == "cpu" and rollout.name == "vllm" and size and size not in VLLM_CPU_HEAD_SIZES:
@@ -183,8 +187,8 @@ def _vocabulary_warnings(path: Path, tokenizer: Path, architecture: dict[str, An
     tokens = Tokenizer.from_file(str(file)).get_vocab_size()
     if tokens > embeddings:
         raise UserError(
-            f"{_KEY}: the tokenizer in {tokenizer} has {tokens} tokens, the model in {path} embeddings for {embeddings}: "
-            "they don't belong together"
+            f"{_KEY}: the tokenizer in {tokenizer} has {tokens} tokens, the model in {path} has embeddings for "
+            f"{embeddings}: they don't belong together"
         )
     if tokens < embeddings:
         return [

@@ -100,8 +100,8 @@ def check_options(config: DictConfig) -> list[str]:
 def check_algorithm(config: DictConfig) -> list[str]:
     """Check the options of FlowRL, and that the others suit it. Returns warnings."""
     for override in HydraConfig.get().overrides.task if HydraConfig.initialized() else ():
-        if override.startswith(("+flowrl", "flowrl=", "~flowrl")):
-            raise UserError(f"{override}: FlowRL is chosen with algo=flowrl, another algorithm with algo=NAME")
+        if override.startswith(("+flowrl", "++flowrl", "flowrl=", "~flowrl")):
+            raise UserError(f"{override}: choose FlowRL with algo=flowrl, and set its options with flowrl.NAME=VALUE")
     if config.flowrl is None:
         return []
     FlowRLConfig.from_mapping(OmegaConf.to_container(config.flowrl))

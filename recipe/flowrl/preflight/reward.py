@@ -49,8 +49,8 @@ def check_reward(config: DictConfig, rows: list[dict[str, Any]]) -> None:
     Raises:
         UserError: it can't be loaded or called, raises, or returns something that is no score.
     """
-    if config.reward.reward_model.enable:
-        return
+    if config.reward.reward_model.enable or config.reward.reward_manager.source != "register":
+        return  # another manager may call the function otherwise, or not at all
     function, where = _load(config) if config.reward.custom_reward_function.path else _verls_own(rows)
     options = OmegaConf.select(config, f"{_KEY}.reward_kwargs") or {}
     for row in rows:

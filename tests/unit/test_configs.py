@@ -1,0 +1,58 @@
+"""The Hydra configurations: they compose, and say what the code says."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from recipe.flowrl.config import FlowRLConfig
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        return compose("flowrl", overrides=list(overrides))
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def test_the_default_algorithm_is_the_paper_preset() -> None:
+    config = composed()
+    assert asdict(FlowRLConfig.from_mapping(config.flowrl)) == asdict(FlowRLConfig.preset("paper"))
+    assert config.actor_rollout_ref.flowrl == config.flowrl, "workers see only actor_rollout_ref"
+    assert config.algorithm.adv_estimator == "grpo"
+
+
+@pytest.mark.parametrize("algo", [name for name in options("algo") if not name.startswith("flowrl")])
+def test_other_algorithms_have_nothing_of_flowrl(algo: str) -> None:
+    assert composed(f"algo={algo}").actor_rollout_ref.flowrl is None
+
+
+@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_experiments_combine_with_models(experiment: str, model: str) -> None:
+    config = composed(f"experiment={experiment}", f"model={model}")
+    assert config.prepare.model == model
+    assert config.actor_rollout_ref.model.path.endswith(model)
+    assert config.prepare.data in config.data.train_files
+    assert config.data.train_batch_size % config.actor_rollout_ref.actor.ppo_mini_batch_size == 0
+
+
+def test_a_model_of_ones_own() -> None:
+    config = composed("experiment=countdown_cpu", "actor_rollout_ref.model.path=/any/hf/dir")
+    assert config.actor_rollout_ref.model.path == "/any/hf/dir"
+
+
+def test_cpu_cluster_is_fsdp2_in_float32_everywhere() -> None:
+    worker = composed("cluster=cpu").actor_rollout_ref
+    for engine in (worker.actor, worker.ref, worker.actor.fsdp_config, worker.ref.fsdp_config):
+        assert engine.strategy == "fsdp2"
+        assert engine.use_torch_compile is False
+    assert worker.rollout.dtype == "float32"
+    assert worker.actor.fsdp_config.mixed_precision == worker.ref.fsdp_config.mixed_precision
+    assert OmegaConf.select(worker, "actor.fsdp_config.mixed_precision.param_dtype") == "fp32"
