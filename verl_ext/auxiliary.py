@@ -125,11 +125,14 @@ class AuxiliaryModuleMixin:
             self.optimizer_zero_grad()
             return joint_norm
 
-        for module, norm in (self.module, policy_norm), (self.auxiliary, auxiliary_norm):
-            total_norm = torch.tensor(norm if self.clip_auxiliary_separately else joint_norm)
-            nn.utils.clip_grads_with_norm_(module.parameters(), self.optimizer_config.clip_grad, total_norm)
+        max_norm = self.optimizer_config.clip_grad
+        if self.clip_auxiliary_separately:
+            policy_max_norm, clipped_norm = max_norm, auxiliary_norm
+        else:  # verl clips the policy by its own norm: to its share of the joint one. 1e-6 is what torch adds to a norm.
+            policy_max_norm, clipped_norm = max_norm * (policy_norm + 1e-6) / (joint_norm + 1e-6), joint_norm
+        nn.utils.clip_grads_with_norm_(self.auxiliary.parameters(), max_norm, torch.tensor(clipped_norm))
         self.auxiliary_optimizer.step()
-        with self._clip_grad(math.inf):  # done above
+        with self._clip_grad(policy_max_norm):
             super().optimizer_step()
         return joint_norm
 

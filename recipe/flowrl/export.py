@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from recipe.flowrl.errors import UserError, exit_status_of
@@ -70,6 +71,7 @@ def _merge(actor: Path, output: Path, dtype: str | None) -> None:
     # Importing verl takes seconds; bad input is refused before.
     import torch
     from verl.model_merger.base_model_merger import ModelMergerConfig
+
     from verl_ext.merger import AdapterOnlyCheckpointError, AnyDtypeMerger
 
     config = ModelMergerConfig(
@@ -80,9 +82,10 @@ def _merge(actor: Path, output: Path, dtype: str | None) -> None:
         hf_model_config_path=str(actor / "huggingface"),
     )
     try:
-        AnyDtypeMerger(config, getattr(torch, dtype) if dtype else None).merge_and_save()
+        with redirect_stdout(None):  # it would name the temporary directory
+            AnyDtypeMerger(config, getattr(torch, dtype) if dtype else None).merge_and_save()
     except AdapterOnlyCheckpointError as error:
-        raise UserError(f"{error}: there is no base model to export; use the adapter with the model it was trained on")
+        raise UserError(f"{error}: use them with the model that they were trained on") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -34,6 +34,7 @@ def main() -> int:
     """Returns the exit status: 0, 1 after a failure, 2 for bad input, 130 or 143 when stopped by a signal."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands on what it can't compose, instead of printing it
     try:
+        preflight.check_arguments(sys.argv[1:])
         register_verl_configs()
         run()
     except (HydraException, OmegaConfBaseException) as error:

@@ -20,7 +20,7 @@ from recipe.flowrl.objective import flowrl_loss
 class FlowRLTrainingWorker(TrainingWorker):
     """verl's training worker on the engine with the log-partition head."""
 
-    def __init__(self, config: TrainingWorkerConfig, flowrl: FlowRLConfig) -> None:
+    def __init__(self, config: TrainingWorkerConfig, *, flowrl: FlowRLConfig) -> None:
         super().__init__(dataclasses.replace(config, model_type=MODEL_TYPE))
         self.engine.flowrl = flowrl
 

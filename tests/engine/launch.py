@@ -14,16 +14,7 @@ from typing import Any
 import torch
 
 SCENARIOS = Path(__file__).with_name("scenarios.py")
-ENVIRONMENT = {
-    "VERL_PLATFORM": "cpu",
-    "VERL_USE_EXTERNAL_MODULES": "verl_ext.cpu",
-    "OMP_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "HF_HUB_OFFLINE": "1",
-    "TORCHDYNAMO_DISABLE": "1",
-    "PYTHONPATH": str(Path(__file__).parents[2]),
-    "MASTER_ADDR": "127.0.0.1",
-}
+PROJECT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -33,7 +24,7 @@ class Failure:
     traceback: str
 
 
-def run_ranks(directory: Path, ranks: int, limit_s: float = 240.0) -> dict[str, Any]:
+def run_ranks(directory: Path, ranks: int, limit_s: float = 280.0) -> dict[str, Any]:
     """Results of all scenarios on ``ranks`` gloo ranks: name -> what it returned, or a :class:`Failure`.
 
     Raises:
@@ -46,8 +37,9 @@ def run_ranks(directory: Path, ranks: int, limit_s: float = 240.0) -> dict[str, 
     processes = []
     try:
         for rank, log in enumerate(logs):
-            places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-            environment = os.environ | ENVIRONMENT | {"MASTER_PORT": str(port)} | {k: str(v) for k, v in places.items()}
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": PROJECT}
+            environment = os.environ | {name: str(value) for name, value in place.items()}
             with log.open("w") as output:
                 command = [sys.executable, str(SCENARIOS), str(directory)]
                 processes.append(subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT))

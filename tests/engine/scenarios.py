@@ -10,6 +10,7 @@ import gc
 import math
 import shutil
 import sys
+import time
 import traceback
 import weakref
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from workers import captured_gradients, make_worker, parameters_of, to_batch, up
 from recipe.flowrl.config import FlowRLConfig
 from recipe.flowrl.engine import _decoder
 from recipe.flowrl.partition import prompt_mean
+from recipe.flowrl.worker import flowrl_worker_loss
 
 STILL = FlowRLConfig(partition_lr=0.0)
 MOVING = {"lr": 1e-3, "weight_decay": 0.01}
@@ -60,13 +62,14 @@ def gradients(inputs: Inputs) -> dict[str, Any]:
         results[name] = {**captured, "metrics": metrics}
 
     worker = make_worker(inputs.qwen2)
-    for size in (1, 2, 3, 8, len(inputs.sequences) // inputs.ranks):
+    measure("one micro-batch", worker, micro_batch_size_per_gpu=len(inputs.sequences) // inputs.ranks)
+    for size in (1, 2, 3, 8):
         measure(f"micro-batches of {size}", worker, micro_batch_size_per_gpu=size)
     for budget in (24, 60, 10_000):
         measure(f"{budget} tokens a micro-batch", worker, use_dynamic_bsz=True, max_token_len_per_gpu=budget)
 
     padded = make_worker(inputs.qwen2, model={"use_remove_padding": False})
-    measure("padded", padded, micro_batch_size_per_gpu=3)
+    measure("padded", padded, micro_batch_size_per_gpu=8)
     measure("padded, 60 tokens a micro-batch", padded, use_dynamic_bsz=True, max_token_len_per_gpu=60)
 
     engines = {
@@ -77,14 +80,22 @@ def gradients(inputs: Inputs) -> dict[str, Any]:
         "offloaded": {"param_offload": True, "optimizer_offload": True},
     }
     for name, engine in engines.items():
-        measure(name, make_worker(inputs.qwen2, engine=engine), micro_batch_size_per_gpu=3)
+        measure(name, make_worker(inputs.qwen2, engine=engine), micro_batch_size_per_gpu=8)
     checkpointing = make_worker(inputs.qwen2, model={"enable_gradient_checkpointing": True})
-    measure("gradient checkpointing", checkpointing, micro_batch_size_per_gpu=3)
-    measure("detached", make_worker(inputs.qwen2, replace(STILL, partition_detach=True)), micro_batch_size_per_gpu=3)
+    measure("gradient checkpointing", checkpointing, micro_batch_size_per_gpu=8)
+    measure("detached", make_worker(inputs.qwen2, replace(STILL, partition_detach=True)), micro_batch_size_per_gpu=8)
     bfloat16 = {"mixed_precision": {"param_dtype": "bf16", "reduce_dtype": "fp32"}}
-    measure("bfloat16", make_worker(inputs.qwen2, engine=bfloat16), micro_batch_size_per_gpu=3)
+    worker_of_bfloat16, dtypes = make_worker(inputs.qwen2, engine=bfloat16), set()
+
+    def watching_loss(model_output: dict, **kwargs: Any) -> Any:
+        dtypes.add(model_output["log_z"].dtype)
+        return flowrl_worker_loss(STILL, model_output=model_output, **kwargs)
+
+    worker_of_bfloat16.set_loss_fn(watching_loss)
+    measure("bfloat16", worker_of_bfloat16, micro_batch_size_per_gpu=8)
+    results["bfloat16"]["log_z dtypes"] = dtypes
     llama = make_worker(inputs.directory / "llama")
-    measure("llama", llama, micro_batch_size_per_gpu=3)
+    measure("llama", llama, micro_batch_size_per_gpu=8)
     return {"runs": results, "head": parameters_of(worker)["head"], "llama head": parameters_of(llama)["head"]}
 
 
@@ -101,7 +112,6 @@ def updates(inputs: Inputs) -> dict[str, Any]:
     clip = {"clip_grad": 0.5}
     return {
         "default": step(FlowRLConfig(partition_lr=1e-2)),
-        "detached": step(FlowRLConfig(partition_lr=1e-2, partition_detach=True)),
         "policy's lr": step(FlowRLConfig(partition_lr=None)),
         "lr 0": step(FlowRLConfig(partition_lr=0.0)),
         "weight decay": step(FlowRLConfig(partition_lr=1e-2, partition_weight_decay=0.5)),
@@ -141,7 +151,7 @@ def non_finite(inputs: Inputs) -> dict[str, Any]:
     update(worker, inputs.sequences)  # gives both optimizers a state
     results: dict[str, Any] = {"before": parameters_of(worker)}
     for name, module in (("policy", engine.module), ("head", engine.auxiliary)):
-        batch = to_batch(inputs.sequences, use_dynamic_bsz=False, micro_batch_size_per_gpu=4)
+        batch = to_batch(inputs.sequences, use_dynamic_bsz=False, micro_batch_size_per_gpu=12)
         with engine.train_mode():
             engine.optimizer_zero_grad()
             engine.forward_backward_batch(batch, worker.loss_fn)
@@ -375,11 +385,13 @@ def main(directory: Path) -> None:
     inputs = Inputs(directory, torch.load(directory / "sequences.pt", weights_only=False), ranks)
     results: dict[str, Any] = {}
     for scenario in SCENARIOS:
+        started = time.monotonic()
         try:
             results[scenario.__name__] = scenario(inputs)
         except Exception:
             results[scenario.__name__] = Failure(traceback.format_exc())
             traceback.print_exc()
+        print(f"{scenario.__name__}: {time.monotonic() - started:.1f} s", flush=True)
     if rank == 0:
         torch.save(results, directory / f"results_{ranks}.pt")
 

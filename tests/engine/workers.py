@@ -53,8 +53,8 @@ def make_worker(
                 "use_torch_compile": False,
                 "mixed_precision": {"param_dtype": "fp32", "reduce_dtype": "fp32"},
                 "use_dynamic_bsz": False,
-                "micro_batch_size_per_gpu": 4,
-                "infer_micro_batch_size_per_gpu": 4,
+                "micro_batch_size_per_gpu": 12,
+                "infer_micro_batch_size_per_gpu": 12,
                 **(engine or {}),
             },
         ),
@@ -63,7 +63,7 @@ def make_worker(
         ),
         checkpoint_config=CheckpointConfig(**(checkpoint or {})),
     )
-    worker = FlowRLTrainingWorker(config, flowrl)
+    worker = FlowRLTrainingWorker(config, flowrl=flowrl)
     worker.reset()
     worker.set_loss_fn(partial(flowrl_worker_loss, flowrl))
     return worker
@@ -99,13 +99,13 @@ def to_batch(sequences: Sequences, **settings: Any) -> TensorDict:
 
 
 def update(worker: FlowRLTrainingWorker, sequences: Sequences, **settings: Any) -> dict[str, float]:
-    """One call of verl's ``update_actor``; its metrics over all ranks, as the driver reduces them, one mini-batch."""
+    """One call of verl's ``update_actor``; metrics of its first mini-batch, over all ranks, as the driver gets them."""
     output = worker.train_mini_batch(to_batch(sequences, **settings))
     metrics = tu.get(output, "metrics")
     return {
         name: float(value.aggregate() if isinstance(value, Metric) else value[0])
         for name, value in metrics.items()
-        if not name.startswith("perf/") and value is not None and value != [None]
+        if not name.startswith("perf/")
     }
 
 

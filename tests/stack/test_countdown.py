@@ -87,7 +87,7 @@ def test_a_finished_run_is_left_as_it_is(flowrl_run: Run) -> None:
 
 
 def test_two_ranks_tensor_parallel_rollout_async_trainer(launch: Callable[..., Run]) -> None:
-    """2 FSDP ranks, vLLM over 2 ranks, ``colocate_async``, dynamic batches, padding kept, gradient checkpointing."""
+    """2 FSDP ranks, vLLM over 2 ranks, ``colocate_async``, dynamic batches, packed sequences, gradient checkpointing."""
     run = launch(
         *TINY,
         "trainer.n_gpus_per_node=2",
@@ -96,7 +96,7 @@ def test_two_ranks_tensor_parallel_rollout_async_trainer(launch: Callable[..., R
         "actor_rollout_ref.actor.use_dynamic_bsz=true",
         "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=512",
         "actor_rollout_ref.model.enable_gradient_checkpointing=true",
-        "actor_rollout_ref.model.use_remove_padding=false",
+        "actor_rollout_ref.model.use_remove_padding=true",
     )
     assert run.metrics[1]["training/rollout_probs_diff_max"] < 1e-4
     assert run.metrics[2]["actor/flowrl/log_partition_grad_norm"] > 0

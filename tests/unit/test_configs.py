@@ -8,11 +8,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.flowrl.config import FlowRLConfig
+from verl_ext.source import register_verl_configs
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def composed(*overrides: str) -> DictConfig:
+    register_verl_configs()
     with initialize_config_dir(str(CONFIGS), version_base=None):
         return compose("flowrl", overrides=list(overrides))
 

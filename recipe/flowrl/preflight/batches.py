@@ -10,6 +10,7 @@ from recipe.flowrl.errors import UserError
 _TRAIN = "data.train_batch_size"
 _N = "actor_rollout_ref.rollout.n"
 _MINI = "actor_rollout_ref.actor.ppo_mini_batch_size"
+_DYNAMIC = "actor_rollout_ref.actor.use_dynamic_bsz"  # the log-prob steps' options follow it
 
 
 def check_batches(config: DictConfig) -> None:
@@ -77,41 +78,53 @@ def _check_ranks(config: DictConfig, ranks: int, train_sequences: int, mini_sequ
 
 def _check_micro_batches(config: DictConfig, shards: int, per_rank: int, mini_per_rank: int) -> None:
     """``per_rank``, ``mini_per_rank``: a rank's sequences in a batch and in a mini-batch."""
-    steps = [
-        ("actor", "use_dynamic_bsz", "ppo_micro_batch_size", "ppo_max_token_len_per_gpu", mini_per_rank),
-        (
-            "rollout",
-            "log_prob_use_dynamic_bsz",
-            "log_prob_micro_batch_size",
-            "log_prob_max_token_len_per_gpu",
-            per_rank,
-        ),
-    ]
-    if needs_reference(config):
-        steps.append(("ref", *steps[1][1:]))
+    worker = config.actor_rollout_ref
+    if worker.actor.use_dynamic_bsz != worker.rollout.log_prob_use_dynamic_bsz:
+        raise UserError(
+            f"actor_rollout_ref.rollout.log_prob_use_dynamic_bsz={worker.rollout.log_prob_use_dynamic_bsz} differs "
+            f"from {_DYNAMIC}={worker.actor.use_dynamic_bsz}: leave it out, then it is the same"
+        )
     longest = config.data.max_prompt_length + config.data.max_response_length
-    for section, dynamic, micro, max_tokens, sequences in steps:
-        options = config.actor_rollout_ref[section]
-        path = f"actor_rollout_ref.{section}"
-        if options.get(micro) is not None:
-            raise UserError(f"{path}.{micro}={options[micro]} is no longer used by verl: set {micro}_per_gpu instead")
-        size = options[f"{micro}_per_gpu"]
-        if options[dynamic]:
-            if options[max_tokens] * shards < longest:
-                raise UserError(
-                    f"{path}.{max_tokens}={options[max_tokens]} is less than one sequence of data.max_prompt_length + "
-                    f"data.max_response_length = {longest} tokens: set it to {-(-longest // shards)} or more"
-                )
-        elif size is None:
-            raise UserError(
-                f"{path}.{micro}_per_gpu isn't set, and {dynamic} is off: "
-                f"set it to a divisor of {sequences} or turn on {path}.{dynamic}"
-            )
-        elif sequences % size:
-            raise UserError(
-                f"{path}.{micro}_per_gpu={size} doesn't divide the {sequences} sequences of a rank: "
-                f"set it to {_nearest(_divisors(sequences), size)}, or turn on {path}.{dynamic}"
-            )
+    tokens = -(-longest // shards)
+    _check_step(worker, "actor.ppo", worker.actor.use_dynamic_bsz, mini_per_rank, tokens)
+    _check_step(worker, "rollout.log_prob", worker.rollout.log_prob_use_dynamic_bsz, per_rank, tokens)
+    if needs_reference(config):
+        _check_step(worker, "ref.log_prob", worker.ref.log_prob_use_dynamic_bsz, per_rank, tokens)
+
+
+def _check_step(worker: DictConfig, prefix: str, dynamic: bool, sequences: int, tokens: int) -> None:
+    """Check how one pass over the model is cut into micro-batches.
+
+    Args:
+        worker: ``actor_rollout_ref``.
+        prefix: beginning of the pass's options in it.
+        dynamic: whether it is cut by tokens.
+        sequences: of a rank in this pass.
+        tokens: a rank's part of the longest sequence.
+    """
+    path = f"actor_rollout_ref.{prefix}"
+    global_size, size, limit = (
+        OmegaConf.select(worker, f"{prefix}_{name}")
+        for name in ("micro_batch_size", "micro_batch_size_per_gpu", "max_token_len_per_gpu")
+    )
+    if global_size is not None:
+        raise UserError(
+            f"{path}_micro_batch_size={global_size} is no longer used by verl: set {path}_micro_batch_size_per_gpu"
+        )
+    if dynamic and limit < tokens:
+        raise UserError(
+            f"{path}_max_token_len_per_gpu={limit} is less than one sequence of data.max_prompt_length + "
+            f"data.max_response_length tokens: set it to {tokens} or more"
+        )
+    if not dynamic and size is None:
+        raise UserError(
+            f"{path}_micro_batch_size_per_gpu isn't set: set it to a divisor of {sequences}, or turn on {_DYNAMIC}"
+        )
+    if not dynamic and sequences % size:
+        raise UserError(
+            f"{path}_micro_batch_size_per_gpu={size} doesn't divide the {sequences} sequences of a rank: "
+            f"set it to {_nearest(_divisors(sequences), size)}, or turn on {_DYNAMIC}"
+        )
 
 
 def needs_reference(config: DictConfig) -> bool:

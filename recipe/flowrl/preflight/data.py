@@ -67,7 +67,9 @@ def _check_files(config: DictConfig, key: str, yet_to_be_made: Path | None) -> i
     """Check the files of one option; returns their rows, None if that can't be known here."""
     names = _names(config, key)
     if not names:
-        raise UserError(f"{key}: no file given: set it to a parquet file, or choose an experiment with experiment=NAME")
+        raise UserError(
+            f"{key}: no file given: set it to a parquet file, or choose an experiment (experiment=countdown_cpu)"
+        )
     rows: list[int | None] = []
     for name in names:
         path = Path(name).expanduser()
@@ -76,7 +78,9 @@ def _check_files(config: DictConfig, key: str, yet_to_be_made: Path | None) -> i
             continue
         if not path.is_file():
             what = "is a directory, not a file" if path.is_dir() else "doesn't exist"
-            raise UserError(f"{key}: {name} {what}: give a parquet file, or choose an experiment with experiment=NAME")
+            raise UserError(
+                f"{key}: {name} {what}: give a parquet file, or choose an experiment (experiment=countdown_cpu)"
+            )
         if path.suffix not in (".parquet", ".json", ".jsonl") and not config.data.custom_cls.path:
             raise UserError(f"{key}: {name}: verl reads .parquet, .json and .jsonl files: convert it")
         if path.stat().st_size == 0:

@@ -44,7 +44,7 @@ def check_model(config: DictConfig, yet_to_be_made: Path | None = None) -> tuple
     """
     name = config.actor_rollout_ref.model.path
     if not name:
-        raise UserError(f"{_KEY} isn't set: give a model's directory or hub id, or choose a model with model=NAME")
+        raise UserError(f"{_KEY} isn't set: give a model's directory or hub id, or choose an experiment")
     path = Path(name).expanduser()
     if not path.exists() and _is_hub_id(name):
         _check_hub(name)
@@ -53,7 +53,7 @@ def check_model(config: DictConfig, yet_to_be_made: Path | None = None) -> tuple
         return None, []
     if not path.is_dir():
         what = "is a file" if path.is_file() else "doesn't exist"
-        raise UserError(f"{_KEY}: {name} {what}: give a model's directory or hub id, or choose one with model=NAME")
+        raise UserError(f"{_KEY}: {name} {what}: give a model's directory or hub id, or choose an experiment")
 
     architecture = _read_config(path)
     tokenizer = Path(config.actor_rollout_ref.model.tokenizer_path or path).expanduser()

@@ -5,7 +5,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from recipe.flowrl.config import FlowRLConfig
 from recipe.flowrl.errors import UserError
-from recipe.flowrl.rules import BOOLEAN, COUNT, COUNT_OR_ZERO, FRACTION, NOT_NEGATIVE, POSITIVE, one_of, show
+from recipe.flowrl.prepare import MAKERS
+from recipe.flowrl.rules import BOOLEAN, COUNT, COUNT_OR_ZERO, FRACTION, NOT_NEGATIVE, POSITIVE, guess, one_of, show
 
 _ROLLOUT, _ACTOR, _REF = (f"actor_rollout_ref.{part}" for part in ("rollout", "actor", "ref"))
 
@@ -90,6 +91,11 @@ def check_options(config: DictConfig) -> list[str]:
         value = OmegaConf.select(config, key)
         if not rule.accepts(value):
             raise UserError(f"{key}: got {show(value)}; allowed: {rule.allowed}")
+    for kind, name in config.prepare.items():
+        if name is not None and name not in MAKERS:
+            raise UserError(
+                f"prepare.{kind}={name}: unknown{guess(name, MAKERS)}; the run can make {', '.join(MAKERS)}"
+            )
     _check_legacy_sections(config)
     _check_lora(config)
     if config.trainer.device == "cpu":

@@ -18,6 +18,21 @@ from recipe.flowrl.rules import guess
 CONFIG_NAME = "flowrl"
 
 
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Check what Hydra's own flags ask for.
+
+    Args:
+        arguments: of the command line, without the program's name.
+
+    Raises:
+        UserError: a sweep: a launch ends with the signal handlers and the processes of the next one gone.
+    """
+    if get_args(arguments).multirun:
+        raise UserError(
+            "--multirun: a process does one run: start one command for each, each with a run_dir of its own"
+        )
+
+
 def explain(error: Exception, arguments: Sequence[str], config_dir: Path) -> UserError:
     """Find the override for which Hydra refused to compose the configuration.
 
@@ -27,36 +42,41 @@ def explain(error: Exception, arguments: Sequence[str], config_dir: Path) -> Use
         config_dir: the directory that was composed from.
 
     Returns:
-        An error that names the override and what to write instead. If no override is at fault by itself, Hydra's
-        message in one line.
+        An error that names the first two overrides at fault, and what to write instead. If none is at fault by itself,
+        Hydra's message in one line.
     """
-    options = get_args(arguments)
+    options, found = get_args(arguments), []
     if not (options.config_dir or options.config_path or options.config_name):
         with initialize_config_dir(str(config_dir), version_base=None):
-            problem = next(_problems(options.overrides, config_dir), None)
-        if problem:
-            return UserError(problem)
-    return UserError(f"the configuration can't be composed: {' '.join(str(error).split())}")
+            found = list(problems(options.overrides, config_dir))
+    message = "\n".join(found[:2]) or f"the configuration can't be composed: {' '.join(str(error).split())}"
+    explained = UserError(message)
+    explained.__cause__ = error
+    return explained
 
 
-def _problems(overrides: Sequence[str], config_dir: Path) -> Iterator[str]:
-    parsed = []
+def problems(overrides: Sequence[str], config_dir: Path) -> Iterator[str]:
+    """What is wrong with each of the overrides with which something is. Needs Hydra to be initialised."""
+    parser, values, choices = OverridesParser.create(), [], []
     for text in overrides:
         try:
-            parsed.append(OverridesParser.create().parse_override(text))
+            override = parser.parse_override(text)
         except HydraException:
             yield _unreadable(text)
-            return
-    choices = [override for override in parsed if _options_of(override.key_or_group)]
-    for override in choices:
-        yield from _wrong_choice(override, config_dir)
+            continue
+        if not _options_of(override.key_or_group):
+            values.append(override)
+        elif wrong := _wrong_choice(override, config_dir):
+            yield wrong
+        else:
+            choices.append(text)
     try:
-        config = compose(CONFIG_NAME, [override.input_line for override in choices])
+        config = compose(CONFIG_NAME, choices)
     except HydraException:
         return
-    for override in parsed:
-        if override not in choices:
-            yield from _wrong_key(override, config)
+    for override in values:
+        if wrong := _wrong_key(override, config):
+            yield wrong
 
 
 def _unreadable(text: str) -> str:
@@ -66,33 +86,28 @@ def _unreadable(text: str) -> str:
     return f"{text!r} can't be read: put a value with special characters in two pairs of quotes, {key}='\"...\"'"
 
 
-def _wrong_choice(override: Override, config_dir: Path) -> Iterator[str]:
+def _wrong_choice(override: Override, config_dir: Path) -> str | None:
     group, chosen = override.key_or_group, override.value()
-    if override.is_delete() or chosen is None:
-        return
+    if override.is_delete() or chosen is None or chosen in _options_of(group):
+        return None
     # verl has groups of the same names, of which nothing is to be chosen here.
-    own = sorted(path.stem for path in (config_dir / group).glob("*.yaml"))
-    if chosen not in _options_of(group):
-        options = own or _options_of(group)
-        yield f"{override.input_line}: no such option{guess(chosen, options)}; {group} is one of {', '.join(options)}"
+    options = sorted(path.stem for path in (config_dir / group).glob("*.yaml")) or _options_of(group)
+    return f"{override.input_line}: no such option{guess(chosen, options)}; {group} is one of {', '.join(options)}"
 
 
-def _wrong_key(override: Override, config: DictConfig) -> Iterator[str]:
+def _wrong_key(override: Override, config: DictConfig) -> str | None:
     key, line = override.key_or_group, override.input_line
     if key.startswith("hydra."):
-        return
-    exists = _exists(config, key)
-    if exists and override.is_add():
-        yield f"{line}: {key} is there already: leave out the '+'"
-    elif not exists and not override.is_add() and not override.is_force_add():
-        if key.startswith("flowrl.") and config.flowrl is None:
-            yield f"{line}: the chosen algorithm isn't FlowRL: leave it out, or choose algo=flowrl"
-        else:
-            similar = _similar(key, [*_keys(config), *_groups()])
-            suggestion = (
-                f"did you mean {' or '.join(similar)}?" if similar else "a new key is added with a '+' in front"
-            )
-            yield f"{line}: there is no key {key}; {suggestion}"
+        return None
+    if _exists(config, key):
+        return f"{line}: {key} is there already: leave out the '+'" if override.is_add() else None
+    if override.is_add() or override.is_force_add():
+        return None
+    if key.startswith("flowrl.") and config.flowrl is None:
+        return f"{line}: the chosen algorithm isn't FlowRL: leave it out, or choose algo=flowrl"
+    similar = _similar(key, [*_keys(config), *_groups()])
+    suggestion = f"did you mean {' or '.join(similar)}?" if similar else "a new key is added with a '+' in front"
+    return f"{line}: there is no key {key}; {suggestion}"
 
 
 def _exists(config: DictConfig, key: str) -> bool:

@@ -1,6 +1,7 @@
 """Names that verl registers, read from its source: verl looks them up only after the first rollout."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -44,6 +45,7 @@ def check_registered_names(config: DictConfig) -> list[str]:
     return warnings
 
 
+@functools.cache
 def registered_names(key: str) -> list[str]:
     """The values of the option ``key`` that verl registers, in the order of its source."""
     decorator, pattern = _REGISTRIES[key]

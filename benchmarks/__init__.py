@@ -1,0 +1,1 @@
+"""Measurements of the recipe on the machine at hand: ``python -m benchmarks.run`` (``make bench``)."""

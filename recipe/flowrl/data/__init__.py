@@ -1,0 +1,1 @@
+"""Task generators that write verl's parquet schema."""

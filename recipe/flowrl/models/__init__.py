@@ -1,0 +1,1 @@
+"""Base policies that need no model hub."""

@@ -1,0 +1,89 @@
+"""Make data sets and base policies: ``python -m recipe.flowrl.prepare countdown tiny_qwen2`` (a run does so itself)."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from recipe.flowrl.errors import exit_status_of
+from recipe.flowrl.reporting.console import RunConsole
+
+Say = Callable[[str], None]
+
+
+def _countdown(directory: Path, say: Say) -> None:
+    from recipe.flowrl.data.countdown import write_dataset
+
+    _write_once(directory, write_dataset)
+
+
+def _arithmetic(directory: Path, say: Say) -> None:
+    from recipe.flowrl.data.arithmetic import write_dataset
+
+    _write_once(directory, write_dataset)
+
+
+def _tiny_qwen2(directory: Path, say: Say) -> None:
+    from recipe.flowrl.models.sft import ensure_base_policy
+
+    ensure_base_policy(directory, say)
+
+
+def _smollm2_135m(directory: Path, say: Say) -> None:
+    from recipe.flowrl.models.smollm2 import ensure_model
+
+    ensure_model(directory)
+
+
+MAKERS: dict[str, Callable[[Path, Say], None]] = {
+    "countdown": _countdown,
+    "arithmetic": _arithmetic,
+    "tiny_qwen2": _tiny_qwen2,
+    "smollm2_135m": _smollm2_135m,
+}
+"""What can be made -> makes it in a directory, or finds it there."""
+
+
+def ensure(config: DictConfig, console: RunConsole) -> None:
+    """Make what ``config.prepare`` names, where the run uses it: a path of the user's own is left alone."""
+    cache = Path(config.cache_dir)
+    uses = f"{config.data.train_files} {config.data.val_files} {config.actor_rollout_ref.model.path}"
+    for name in (config.prepare.data, config.prepare.model):
+        if name is not None and str(cache / name) in uses:
+            make(name, cache, console)
+
+
+def make(name: str, cache: Path, console: RunConsole) -> Path:
+    """Make one of :data:`MAKERS` in ``cache / name``; quick if it is there."""
+    directory = cache / name
+    with console.phase(f"preparing {name}"):
+        MAKERS[name](directory, console.message)
+    return directory
+
+
+def _write_once(directory: Path, write: Callable[[Path], dict[str, Path]]) -> None:
+    if not all((directory / f"{split}.parquet").is_file() for split in ("train", "test")):
+        write(directory)
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m recipe.flowrl.prepare", description=__doc__)
+    parser.add_argument("names", nargs="+", choices=sorted(MAKERS), metavar="NAME", help=", ".join(MAKERS))
+    default = os.environ.get("FLOWRL_CACHE", Path.home() / ".cache" / "flowrl")
+    parser.add_argument("--cache", type=Path, default=default, help="directory (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        with RunConsole(sys.stdout) as console:
+            for name in options.names:
+                console.message(f"{name}: {make(name, options.cache, console)}")
+    except BaseException as error:
+        return exit_status_of(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

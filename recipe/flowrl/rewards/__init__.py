@@ -1,0 +1,1 @@
+"""Reward functions with verl's ``compute_score`` signature."""
