@@ -17,18 +17,19 @@ class ChildError(RuntimeError):
     """A measuring process failed; the message ends with the end of its output."""
 
 
-def call(module: str, argument: Any, environment: Mapping[str, str], timeout_s: float) -> Any:
+def call(module: str, argument: Any, environment: Mapping[str, str], timeout_s: float = 600) -> Any:
     """Run ``benchmarks.<module>.measure(argument)`` in a fresh interpreter and return its result, both as JSON.
 
     Raises:
         ChildError: it raised, or took longer than ``timeout_s`` seconds.
     """
     with tempfile.TemporaryDirectory(prefix="flowrl_bench_") as directory:
-        result, log = Path(directory) / "result.json", Path(directory) / "log"
-        command = [sys.executable, "-m", "benchmarks.children", module, json.dumps(argument), str(result)]
+        given, result, log = (Path(directory) / name for name in ("argument.json", "result.json", "log"))
+        given.write_text(json.dumps(argument))
+        command = [sys.executable, "-m", "benchmarks.children", module, str(given), str(result)]
         with log.open("w") as output:
             process = subprocess.Popen(
-                command, cwd=PROJECT, env=os.environ | dict(environment), stdout=output, stderr=subprocess.STDOUT
+                command, cwd=PROJECT, env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT
             )
             try:
                 status: int | str = process.wait(timeout_s)
@@ -43,8 +44,9 @@ def call(module: str, argument: Any, environment: Mapping[str, str], timeout_s: 
 
 
 def main() -> None:
-    module, argument, result = sys.argv[1:]
-    measured = importlib.import_module(f"benchmarks.{module}").measure(json.loads(argument))
+    """``python -m benchmarks.children MODULE ARGUMENT_FILE RESULT_FILE``."""
+    module, given, result = sys.argv[1:]
+    measured = importlib.import_module(f"benchmarks.{module}").measure(json.loads(Path(given).read_text()))
     Path(result).write_text(json.dumps(measured))
 
 

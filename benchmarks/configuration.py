@@ -1,4 +1,4 @@
-"""The configurations that are measured: the recipe's own, composed as its entry point does. Imports neither verl nor Ray."""
+"""The recipe's configuration, composed as its entry point does it. Imports neither verl nor Ray."""
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 

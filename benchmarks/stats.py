@@ -79,7 +79,9 @@ def block_sums(order: Sequence[str], values: Sequence[float], name: str) -> list
         raise ValueError(f"whole blocks of four needed, got {len(order)} names and {len(values)} values")
     sums = []
     for start in range(0, len(order), 4):
-        of_name = [value for n, value in zip(order[start : start + 4], values[start : start + 4], strict=True) if n == name]
+        of_name = [
+            value for n, value in zip(order[start : start + 4], values[start : start + 4], strict=True) if n == name
+        ]
         if len(of_name) != 2:
             raise ValueError(f"{name} is {len(of_name)} times in the block {order[start : start + 4]}, not twice")
         sums.append(sum(of_name))

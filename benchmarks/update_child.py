@@ -2,21 +2,19 @@
 
 import gc
 import os
+import resource
 import socket
 import time
-from pathlib import Path
 from typing import Any
 
 import psutil
 
-from benchmarks.configuration import compose, environment
-from benchmarks.workload import Workload
-
-STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from benchmarks.configuration import compose
+from benchmarks.workload import Workload, make_batch
 
 
 def overrides(algo: str, workload: Workload, model: str) -> list[str]:
-    """Of ``main_flowrl``: ``algo`` on the CPU cluster with this workload; a KL loss for GRPO, as verl's option is."""
+    """Of ``main_flowrl``: ``algo`` on the CPU cluster with this workload. ``algo=grpo`` has the KL loss."""
     actor = "actor_rollout_ref.actor"
     return [
         f"algo={algo}",
@@ -29,8 +27,18 @@ def overrides(algo: str, workload: Workload, model: str) -> list[str]:
     ]
 
 
-def measure(argument: dict[str, Any]) -> dict[str, Any]:
-    """Time or memory of updates; ``argument``: kind, workload, model directory, and what the kind takes."""
+def measure(argument: dict[str, Any]) -> Any:
+    """Time or memory of updates.
+
+    Args:
+        argument: ``kind``, time or memory; ``workload``, its fields; ``model``, its directory; for time ``order``, the
+            algorithm of each update, and ``warm_up``, updates of each before the first that counts; for memory ``algo``
+            and the number of ``updates``.
+
+    Returns:
+        Time: ``wall_s`` and ``cpu_s`` of each update. Memory, in bytes: resident when the worker is loaded, and the
+        process's peak.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -38,11 +46,11 @@ def measure(argument: dict[str, Any]) -> dict[str, Any]:
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     workload = Workload(**argument["workload"])
     if argument["kind"] == "time":
-        return {"seconds": _times(workload, argument["model"], argument["order"], argument["warm_up"])}
+        return _times(workload, argument["model"], argument["order"], argument["warm_up"])
     return _memory(workload, argument["model"], argument["algo"], argument["updates"])
 
 
-def _times(workload: Workload, model: str, order: list[str], warm_up: int) -> list[float]:
+def _times(workload: Workload, model: str, order: list[str], warm_up: int) -> list[dict[str, float]]:
     workers = {algo: _make_worker(algo, workload, model) for algo in dict.fromkeys(order)}
     for _ in range(warm_up):
         for worker in workers.values():
@@ -50,21 +58,17 @@ def _times(workload: Workload, model: str, order: list[str], warm_up: int) -> li
     return [_update(workers[algo], workload) for algo in order]
 
 
-def _memory(workload: Workload, model: str, algo: str, updates: int) -> dict[str, Any]:
+def _memory(workload: Workload, model: str, algo: str, updates: int) -> dict[str, int]:
     worker = _make_worker(algo, workload, model)
     gc.collect()
     loaded = psutil.Process().memory_info().rss
-    peak_before = _peak_rss()
-    CLEAR_REFS.write_text("5")  # starts the peak afresh (proc(5))
     for _ in range(updates):
         _update(worker, workload)
-    peak = _peak_rss()
-    return {"loaded_bytes": loaded, "update_peak_bytes": peak, "process_peak_bytes": max(peak, peak_before)}
+    return {"loaded_bytes": loaded, "process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
 def _make_worker(algo: str, workload: Workload, model: str) -> Any:
     config = compose(*overrides(algo, workload, model))
-    os.environ |= environment(config)
     from verl.workers.engine_workers import ActorRolloutRefWorker
 
     from recipe.flowrl.worker import FlowRLWorker
@@ -75,19 +79,10 @@ def _make_worker(algo: str, workload: Workload, model: str) -> Any:
     return worker
 
 
-def _update(worker: Any, workload: Workload) -> float:
-    """Seconds of one update, from the batch to its metrics."""
-    from benchmarks.workload import make_batch
-
+def _update(worker: Any, workload: Workload) -> dict[str, float]:
+    """Seconds of one update, from the batch to its metrics: on the wall, and of this process's CPU time."""
     batch = make_batch(workload)
     gc.collect()
-    start = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     worker.update_actor(batch)
-    return time.perf_counter() - start
-
-
-def _peak_rss() -> int:
-    for line in STATUS.read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"{STATUS} has no VmHWM: this kernel doesn't tell a process's peak memory")
+    return {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}

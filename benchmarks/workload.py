@@ -71,7 +71,9 @@ def make_batch(workload: Workload, seed: int = 0) -> TensorDict:
     generator = torch.Generator().manual_seed(seed)
 
     def lengths(mean: int) -> list[int]:
-        return torch.randint(mean - mean // 4, mean + mean // 4 + 1, (workload.sequences,), generator=generator).tolist()
+        return torch.randint(
+            mean - mean // 4, mean + mean // 4 + 1, (workload.sequences,), generator=generator
+        ).tolist()
 
     def tokens(length: int) -> torch.Tensor:
         return torch.randint(workload.vocabulary, (length,), generator=generator)
@@ -93,7 +95,10 @@ def make_batch(workload: Workload, seed: int = 0) -> TensorDict:
         "loss_mask": masks,
         "advantages": advantages,
         "returns": advantages,
-        **{name: [log_probs(len(r)) for r in responses] for name in ("old_log_probs", "ref_log_prob", "rollout_log_probs")},
+        **{
+            name: [log_probs(len(r)) for r in responses]
+            for name in ("old_log_probs", "ref_log_prob", "rollout_log_probs")
+        },
     }
     return tu.get_tensordict(
         {name: torch.nested.as_nested_tensor(rows, layout=torch.jagged) for name, rows in columns.items()},

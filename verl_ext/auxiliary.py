@@ -128,7 +128,7 @@ class AuxiliaryModuleMixin:
         max_norm = self.optimizer_config.clip_grad
         if self.clip_auxiliary_separately:
             policy_max_norm, clipped_norm = max_norm, auxiliary_norm
-        else:  # verl clips the policy by its own norm: to its share of the joint one. 1e-6 is what torch adds to a norm.
+        else:  # verl clips the policy by its own norm: to its share of the joint one (1e-6: torch adds it to a norm)
             policy_max_norm, clipped_norm = max_norm * (policy_norm + 1e-6) / (joint_norm + 1e-6), joint_norm
         nn.utils.clip_grads_with_norm_(self.auxiliary.parameters(), max_norm, torch.tensor(clipped_norm))
         self.auxiliary_optimizer.step()

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -15,9 +16,9 @@ Say = Callable[[str], None]
 
 
 def _countdown(directory: Path, say: Say) -> None:
-    from recipe.flowrl.data.countdown import write_dataset
+    from recipe.flowrl.data.countdown import CountdownConfig, write_dataset
 
-    _write_once(directory, write_dataset)
+    _write_once(directory, partial(write_dataset, config=CountdownConfig()))
 
 
 def _arithmetic(directory: Path, say: Say) -> None:

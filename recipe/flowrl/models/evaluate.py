@@ -1,13 +1,11 @@
 """Solve rate of a Countdown policy by plain sampling with transformers."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from recipe.flowrl.data.countdown import DATA_SOURCE, Puzzle, prompt_text
-from recipe.flowrl.data.expressions import enumerate_solutions
+from recipe.flowrl.data.countdown import SOURCE, Puzzle
 from recipe.flowrl.rewards.countdown import compute_score
 
 
@@ -22,20 +20,19 @@ def solve_rate(model_dir: Path, puzzles: Sequence[Puzzle], samples: int, max_new
 
     tokenizer = AutoTokenizer.from_pretrained(model_dir, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-    turns = [[{"role": "user", "content": prompt_text(puzzle)}] for puzzle in puzzles for _ in range(samples)]
+    turns = [[{"role": "user", "content": puzzle.prompt}] for puzzle in puzzles for _ in range(samples)]
     prompts = [tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False) for turn in turns]
     inputs = tokenizer(prompts, return_tensors="pt", padding=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        output = model.generate(**inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens)
+        output = model.generate(
+            **inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens
+        )
     answers = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     found = []
     for index, puzzle in enumerate(puzzles):
-        numbers, target = puzzle
-        existing = len(enumerate_solutions(numbers, target))
-        truth = json.dumps({"numbers": numbers, "target": target, "n_solutions": existing})
         own = answers[index * samples : (index + 1) * samples]
-        found.append([compute_score(DATA_SOURCE, answer, truth)["solution"] for answer in own])
+        found.append([compute_score(SOURCE, answer, puzzle.ground_truth)["solution"] for answer in own])
     right = [bool(solution) for solutions in found for solution in solutions]
     return {
         "puzzles": len(puzzles),

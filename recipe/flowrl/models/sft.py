@@ -11,15 +11,16 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, product
 from pathlib import Path
 
 import pandas as pd
 
-from recipe.flowrl.data.countdown import CountdownConfig, Puzzle, generate, prompt_text
+from recipe.flowrl.data.countdown import CountdownConfig, Puzzle, generate
 from recipe.flowrl.data.expressions import enumerate_solutions
 from recipe.flowrl.errors import UserError
 from recipe.flowrl.models.evaluate import solve_rate
+from recipe.flowrl.models.tiny_qwen2 import TinyQwen2Config
 
 REPORT = "base_policy.json"
 """Written last into the model directory: what it was made from, and how good it is."""
@@ -33,6 +34,7 @@ class SFTConfig:
     """Fine-tuning. Stops where RL still has something to do: a solve rate of 15% to 50% on unseen puzzles."""
 
     puzzles: CountdownConfig = field(default_factory=CountdownConfig)
+    model: TinyQwen2Config = field(default_factory=TinyQwen2Config)
     steps: int = 900
     batch_size: int = 64
     lr: float = 2e-3
@@ -68,8 +70,10 @@ def ensure_base_policy(directory: Path, say: Callable[[str], None], config: SFTC
 
     from recipe.flowrl.models.tiny_qwen2 import build
 
-    start = build(work / "start", config.seed)
-    train, test = generate(config.puzzles)
+    start = work / "start"
+    build(start, config.model)
+    puzzles = list(generate(config.puzzles))
+    test, train = puzzles[: config.puzzles.test_size], puzzles[config.puzzles.test_size :]
     say(f"base policy: {len(train)} puzzles to train on, {len(test)} for tests; enumerating solutions")
     _write_examples(work / "train.parquet", start, config, exclude=set(test))
     trained = _run_verl_sft(work, start, config, say)
@@ -115,19 +119,26 @@ def _write_examples(path: Path, tokenizer_dir: Path, config: SFTConfig, exclude:
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
     examples: list[tuple[list[int], list[list[int]]]] = []
-    numbers = combinations_with_replacement(range(1, config.puzzles.max_value + 1), config.puzzles.numbers)
-    for puzzle in ((drawn, target) for drawn in numbers for target in range(1, config.puzzles.max_target + 1)):
-        solutions = [text for text in enumerate_solutions(*puzzle) if "/" not in text]
+    ints = range(config.puzzles.min_value, config.puzzles.max_value + 1)
+    numbers = combinations_with_replacement(ints, config.puzzles.numbers)
+    targets = range(config.puzzles.min_target, config.puzzles.max_target + 1)
+    for drawn, target in product(numbers, targets):
+        solutions = enumerate_solutions(drawn, target)
+        puzzle = Puzzle(drawn, target, len(solutions))
+        solutions = [text for text in solutions if "/" not in text]
         if puzzle in exclude or len(solutions) < config.min_solutions:
             continue
-        turn = [{"role": "user", "content": prompt_text(puzzle)}]
+        turn = [{"role": "user", "content": puzzle.prompt}]
         prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
         answers = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in solutions]
         examples.append((tokenizer(prompt)["input_ids"], answers))
 
     draw = random.Random(config.seed)
-    drawn = [(prompt, draw.choice(answers)) for prompt, answers in draw.choices(examples, k=config.steps * config.batch_size)]
-    columns = {"input_ids": [p + a for p, a in drawn], "prompt_length": [len(p) for p, _ in drawn]}
+    drawn = draw.choices(examples, k=config.steps * config.batch_size)
+    columns = {
+        "input_ids": [prompt + draw.choice(answers) for prompt, answers in drawn],
+        "prompt_length": [len(prompt) for prompt, _ in drawn],
+    }
     pd.DataFrame(columns).to_parquet(path)
 
 

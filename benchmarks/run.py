@@ -1,0 +1,111 @@
+"""All benchmarks: ``python -m benchmarks.run``. Prints a table and writes a JSON file for each benchmark.
+
+The figures of a busy machine are worth nothing: run it when nothing else does.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import startup, step_floor, update_cost
+from benchmarks.configuration import compose
+from benchmarks.launches import Launch, launch
+from benchmarks.machine import PROJECT, describe
+from benchmarks.rows import Row
+from recipe.flowrl import prepare
+from recipe.flowrl.reporting.console import RunConsole
+
+NAMES = ("update_cost", "step_floor", "startup")
+ROWS = {"update_cost": update_cost.rows, "step_floor": step_floor.rows, "startup": startup.rows}
+TITLES = {"update_cost": "cost of an update", "step_floor": "RL step against its floor", "startup": "start-up"}
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    options = _options()
+    results: dict[str, dict[str, Any]] = {}
+    machine = describe()
+    with RunConsole(sys.stdout) as console:
+        if "update_cost" in options.names:
+            results["update_cost"] = update_cost.measure(
+                update_cost.QUICK if options.quick else update_cost.Effort(), console
+            )
+        if {"step_floor", "startup"} & set(options.names):
+            results |= _measure_runs(options, console)
+    for name, result in results.items():
+        _write(options.out / f"{name}.json", {"benchmark": name, "quick": options.quick, "machine": machine} | result)
+    _print({name: ROWS[name](result) for name, result in results.items()})
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which, by default all: {', '.join(NAMES)}")
+    parser.add_argument("--quick", action="store_true", help="does it work at all? Small sizes, figures worth nothing")
+    parser.add_argument("--steps", type=int, default=20, help="RL steps that step_floor compares")
+    parser.add_argument(
+        "--override", action="append", default=[], metavar="KEY=VALUE", help="Hydra override of the runs"
+    )
+    parser.add_argument("--out", type=Path, help="directory of the JSON files; by default here, --quick: outputs/")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(NAMES):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")
+    options.names = options.names or NAMES
+    options.steps = 2 if options.quick else options.steps
+    options.out = options.out or PROJECT / ("outputs/benchmarks_quick" if options.quick else "benchmarks")
+    return options
+
+
+def _measure_runs(options: argparse.Namespace, console: RunConsole) -> dict[str, dict[str, Any]]:
+    """Both benchmarks of real runs: a long one serves both, short ones repeat the start-up."""
+    overrides = ["experiment=countdown_cpu", *startup.OVERRIDES, *options.override]
+    prepare.ensure(compose(*overrides), console)
+    results = {}
+    with tempfile.TemporaryDirectory(prefix="flowrl_bench_") as directory:
+        launches: list[Launch] = []
+
+        def run(steps: int) -> None:
+            with console.phase(f"a run of {steps} step(s)"):
+                name = Path(directory) / f"run_{len(launches)}"
+                launches.append(launch([*overrides, f"trainer.total_training_steps={steps}"], name))
+
+        if "step_floor" in options.names:
+            run(step_floor.WARM_UP_STEPS + options.steps + 1)
+            results["step_floor"] = step_floor.measure(launches[0], console)
+            results["step_floor"]["settings"]["overrides"] = overrides
+        if "startup" in options.names:
+            while len(launches) < (1 if options.quick else 2):
+                run(1)
+            results["startup"] = startup.summarize_startup(launches)
+    return results
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def _print(tables: dict[str, list[Row]]) -> None:
+    table = Table(title="benchmarks")
+    for title, justify in (("", "left"), ("median", "right"), ("spread", "left"), ("target", "right"), ("met", "left")):
+        table.add_column(title, justify=justify)
+    for name, lines in tables.items():
+        table.add_section()
+        table.add_row(TITLES[name], style="bold")
+        for row in lines:
+            target = "" if row.target is None else f"<= {row.target:g} {row.unit}"
+            met = {None: "", True: "yes", False: "no"}[row.met]
+            table.add_row(row.name, f"{row.value:.3f} {row.unit}", row.spread, target, met)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
