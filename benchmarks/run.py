@@ -6,8 +6,10 @@ The figures of a busy machine are worth nothing: run it when nothing else does.
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +32,16 @@ TITLES = {"update_cost": "cost of an update", "step_floor": "RL step against its
 def main() -> None:
     """Measure what the command line asks for."""
     options = _options()
-    results: dict[str, dict[str, Any]] = {}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     machine = describe()
+    tables: dict[str, list[Row]] = {}
     with RunConsole(sys.stdout) as console:
-        if "update_cost" in options.names:
-            results["update_cost"] = update_cost.measure(
-                update_cost.QUICK if options.quick else update_cost.Effort(), console
+        for name, result in _measure(options, console):
+            _write(
+                options.out / f"{name}.json", {"benchmark": name, "quick": options.quick, "machine": machine} | result
             )
-        if {"step_floor", "startup"} & set(options.names):
-            results |= _measure_runs(options, console)
-    for name, result in results.items():
-        _write(options.out / f"{name}.json", {"benchmark": name, "quick": options.quick, "machine": machine} | result)
-    _print({name: ROWS[name](result) for name, result in results.items()})
+            tables[name] = ROWS[name](result)
+    _print(tables)
 
 
 def _options() -> argparse.Namespace:
@@ -62,28 +62,38 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _measure_runs(options: argparse.Namespace, console: RunConsole) -> dict[str, dict[str, Any]]:
-    """Both benchmarks of real runs: a long one serves both, short ones repeat the start-up."""
+def _measure(options: argparse.Namespace, console: RunConsole) -> Iterator[tuple[str, dict[str, Any]]]:
+    if "update_cost" in options.names:
+        effort = update_cost.QUICK if options.quick else update_cost.Effort()
+        yield "update_cost", update_cost.measure(effort, console)
+    if {"step_floor", "startup"} & set(options.names):
+        with tempfile.TemporaryDirectory(prefix="flowrl_bench_") as directory:
+            yield from _measure_runs(options, Path(directory), console)
+
+
+def _measure_runs(
+    options: argparse.Namespace, directory: Path, console: RunConsole
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The benchmarks of real runs: a long run serves both, short ones repeat the start-up."""
     overrides = ["experiment=countdown_cpu", *startup.OVERRIDES, *options.override]
     prepare.ensure(compose(*overrides), console)
-    results = {}
-    with tempfile.TemporaryDirectory(prefix="flowrl_bench_") as directory:
-        launches: list[Launch] = []
+    launches: list[Launch] = []
 
-        def run(steps: int) -> None:
-            with console.phase(f"a run of {steps} step(s)"):
-                name = Path(directory) / f"run_{len(launches)}"
-                launches.append(launch([*overrides, f"trainer.total_training_steps={steps}"], name))
+    def run(steps: int) -> Launch:
+        with console.phase(f"run {len(launches) + 1}, steps: {steps}"):
+            finished = launch(
+                [*overrides, f"trainer.total_training_steps={steps}"], directory / f"run_{len(launches) + 1}"
+            )
+        launches.append(finished)
+        return finished
 
-        if "step_floor" in options.names:
-            run(step_floor.WARM_UP_STEPS + options.steps + 1)
-            results["step_floor"] = step_floor.measure(launches[0], console)
-            results["step_floor"]["settings"]["overrides"] = overrides
-        if "startup" in options.names:
-            while len(launches) < (1 if options.quick else 2):
-                run(1)
-            results["startup"] = startup.summarize_startup(launches)
-    return results
+    if "step_floor" in options.names:
+        result = step_floor.measure(run(step_floor.WARM_UP_STEPS + options.steps + 1), console)
+        yield "step_floor", result | {"settings": result["settings"] | {"overrides": overrides}}
+    if "startup" in options.names:
+        while len(launches) < (1 if options.quick else 2):
+            run(1)
+        yield "startup", startup.summarize_startup(launches)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """Time and peak memory of a FlowRL update against those of GRPO with a KL loss.
 
 Both are verl's actor worker on the CPU's FSDP2 engine, one rank, with the same weights and the same mini-batch; they
-differ in what ``algo=flowrl`` and ``algo=grpo`` differ in. Time is taken in one process that holds both workers and lets
-them take turns. Memory is the peak resident set of processes that hold one.
+differ in what ``algo=flowrl`` and ``algo=grpo`` differ in. Time is taken in one process that holds both workers and
+lets them take turns. Memory is the peak resident set of processes that hold one.
 """
 
 import tempfile

@@ -1,9 +1,8 @@
 """A model and a batch for the update: random weights, random tokens, the shapes of the real thing."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -15,8 +14,8 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 class Workload:
     """Sizes of the model and of one mini-batch.
 
-    The model is Qwen2.5-0.5B's shape (24 layers, MLP about four times as wide as the model) scaled down in width: log
-    Z's MLP, 2 hidden_size^2 parameters, is 0.5% of it, as of SmolLM2-135M.
+    The model is deep and narrow, as pretrained small models are: log Z's MLP, of about 2 hidden_size^2 parameters, is
+    0.5% of it, as it is of SmolLM2-135M.
     """
 
     layers: int = 24
@@ -71,9 +70,8 @@ def make_batch(workload: Workload, seed: int = 0) -> TensorDict:
     generator = torch.Generator().manual_seed(seed)
 
     def lengths(mean: int) -> list[int]:
-        return torch.randint(
-            mean - mean // 4, mean + mean // 4 + 1, (workload.sequences,), generator=generator
-        ).tolist()
+        low, high = mean - mean // 4, mean + mean // 4
+        return torch.randint(low, high + 1, (workload.sequences,), generator=generator).tolist()
 
     def tokens(length: int) -> torch.Tensor:
         return torch.randint(workload.vocabulary, (length,), generator=generator)
@@ -95,10 +93,9 @@ def make_batch(workload: Workload, seed: int = 0) -> TensorDict:
         "loss_mask": masks,
         "advantages": advantages,
         "returns": advantages,
-        **{
-            name: [log_probs(len(r)) for r in responses]
-            for name in ("old_log_probs", "ref_log_prob", "rollout_log_probs")
-        },
+        "old_log_probs": [log_probs(len(response)) for response in responses],
+        "ref_log_prob": [log_probs(len(response)) for response in responses],
+        "rollout_log_probs": [log_probs(len(response)) for response in responses],
     }
     return tu.get_tensordict(
         {name: torch.nested.as_nested_tensor(rows, layout=torch.jagged) for name, rows in columns.items()},
@@ -114,8 +111,3 @@ def make_batch(workload: Workload, seed: int = 0) -> TensorDict:
             "temperature": 1.0,
         },
     )
-
-
-def description(workload: Workload) -> dict[str, Any]:
-    """The sizes, for the record."""
-    return asdict(workload)

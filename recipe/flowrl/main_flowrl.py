@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from recipe.flowrl import preflight
-from recipe.flowrl.errors import exit_status_of
+from recipe.flowrl.errors import UserError, exit_status_of
+from verl_ext.compat import UnsupportedVerlError, require_supported_verl
 from verl_ext.source import register_verl_configs
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
@@ -34,9 +35,12 @@ def main() -> int:
     """Returns the exit status: 0, 1 after a failure, 2 for bad input, 130 or 143 when stopped by a signal."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands on what it can't compose, instead of printing it
     try:
+        require_supported_verl()
         preflight.check_arguments(sys.argv[1:])
         register_verl_configs()
         run()
+    except UnsupportedVerlError as error:
+        return exit_status_of(UserError(str(error)))
     except (HydraException, OmegaConfBaseException) as error:
         return exit_status_of(preflight.explain(error, sys.argv[1:], CONFIG_DIR))
     except BaseException as error:

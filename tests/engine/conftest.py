@@ -12,14 +12,12 @@ import tiny
 import torch
 from launch import Failure, run_ranks
 
-RANKS = (1, 2)
-
 
 @pytest.fixture(scope="session")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models and the sequences that all scenarios use."""
+    """The models and the sequences that the scenarios use."""
     path = tmp_path_factory.mktemp("engine")
-    for family in ("qwen2", "llama"):
+    for family in tiny.FAMILIES:
         tiny.make_model(path / family, family)
     model = expected.load(path / "qwen2")
     drawn = tiny.make_sequences(rows=48, vocabulary=model.config.vocab_size)
@@ -37,24 +35,29 @@ def sequences(directory: Path) -> tiny.Sequences:
 
 
 @pytest.fixture(scope="session")
-def all_results(directory: Path) -> dict[int, dict[str, Any]]:
-    # In this order: two ranks read a file that one rank wrote.
-    return {ranks: run_ranks(directory, ranks) for ranks in RANKS}
+def results_1(directory: Path) -> dict[str, Any]:
+    return run_ranks(directory, 1)
 
 
-@pytest.fixture(params=RANKS, ids=lambda ranks: f"{ranks}-rank")
+@pytest.fixture(scope="session")
+def results_2(directory: Path, results_1: dict[str, Any]) -> dict[str, Any]:
+    """After those of one rank, which wrote a file that two ranks read."""
+    return run_ranks(directory, 2)
+
+
+@pytest.fixture(params=[1, 2], ids=["1-rank", "2-rank"])
 def ranks(request: pytest.FixtureRequest) -> int:
     return request.param
 
 
 @pytest.fixture
-def result(all_results: dict[int, dict[str, Any]], ranks: int) -> Callable[[str], Any]:
+def result(ranks: int, request: pytest.FixtureRequest) -> Callable[[str], Any]:
     """What a scenario returned on ``ranks`` ranks."""
+    results = request.getfixturevalue(f"results_{ranks}")
 
     def get(scenario: str) -> Any:
-        value = all_results[ranks][scenario]
-        if isinstance(value, Failure):
-            pytest.fail(f"scenario {scenario} on {ranks} ranks:\n{value.traceback}", pytrace=False)
-        return value
+        if isinstance(results[scenario], Failure):
+            pytest.fail(f"scenario {scenario} on {ranks} ranks:\n{results[scenario].traceback}", pytrace=False)
+        return results[scenario]
 
     return get

@@ -24,7 +24,7 @@ class Failure:
     traceback: str
 
 
-def run_ranks(directory: Path, ranks: int, limit_s: float = 280.0) -> dict[str, Any]:
+def run_ranks(directory: Path, ranks: int, limit_s: float = 500.0) -> dict[str, Any]:
     """Results of all scenarios on ``ranks`` gloo ranks: name -> what it returned, or a :class:`Failure`.
 
     Raises:

@@ -94,9 +94,17 @@ def gradients(inputs: Inputs) -> dict[str, Any]:
     worker_of_bfloat16.set_loss_fn(watching_loss)
     measure("bfloat16", worker_of_bfloat16, micro_batch_size_per_gpu=8)
     results["bfloat16"]["log_z dtypes"] = dtypes
-    llama = make_worker(inputs.directory / "llama")
-    measure("llama", llama, micro_batch_size_per_gpu=8)
-    return {"runs": results, "head": parameters_of(worker)["head"], "llama head": parameters_of(llama)["head"]}
+    fused = {"use_fused_kernels": True, "fused_kernel_options": {"impl_backend": "torch"}}
+    for name, model in {
+        "llama": {},
+        "llama, fused": fused,
+        "llama, fused and padded": {**fused, "use_remove_padding": False},
+    }.items():
+        measure(name, make_worker(inputs.directory / "llama", model=model), micro_batch_size_per_gpu=8)
+
+    ulysses = {"ulysses_sequence_parallel_size": inputs.ranks}
+    measure("ulysses", make_worker(inputs.directory / "pointwise", engine=ulysses), micro_batch_size_per_gpu=8)
+    return {"runs": results, "head": parameters_of(worker)["head"]}
 
 
 def updates(inputs: Inputs) -> dict[str, Any]:
@@ -151,7 +159,7 @@ def non_finite(inputs: Inputs) -> dict[str, Any]:
     update(worker, inputs.sequences)  # gives both optimizers a state
     results: dict[str, Any] = {"before": parameters_of(worker)}
     for name, module in (("policy", engine.module), ("head", engine.auxiliary)):
-        batch = to_batch(inputs.sequences, use_dynamic_bsz=False, micro_batch_size_per_gpu=12)
+        batch = to_batch(worker, inputs.sequences, use_dynamic_bsz=False, micro_batch_size_per_gpu=12)
         with engine.train_mode():
             engine.optimizer_zero_grad()
             engine.forward_backward_batch(batch, worker.loss_fn)
@@ -180,7 +188,7 @@ def isolation(inputs: Inputs) -> dict[str, Any]:
     results: dict[str, Any] = {}
     passes = {
         "update": lambda: update(worker, inputs.sequences),
-        "forward": lambda: worker.infer_batch(to_batch(inputs.sequences, compute_loss=False)),
+        "forward": lambda: worker.infer_batch(to_batch(worker, inputs.sequences, compute_loss=False)),
     }
     for name, run in passes.items():
         output, captured = run(), [entry[2] for entry in seen]
@@ -221,7 +229,7 @@ def checkpoint(inputs: Inputs) -> dict[str, Any]:
     update(worker, first)
     worker.save_checkpoint(str(directory))
     saved = state(worker)
-    batch = to_batch(second, compute_loss=False)
+    batch = to_batch(worker, second, compute_loss=False)
     log_probs = tu.get(worker.infer_batch(batch), "log_probs")
     uninterrupted = {"metrics": update(worker, second), **state(worker)}
 
@@ -292,7 +300,7 @@ def lora(inputs: Inputs) -> dict[str, Any]:
     directory = inputs.directory / f"lora_{inputs.ranks}" / "global_step_2" / "actor"
     worker.save_checkpoint(str(directory))
     with torch.no_grad():
-        log_probs = tu.get(worker.infer_batch(to_batch(inputs.sequences, compute_loss=False)), "log_probs")
+        log_probs = tu.get(worker.infer_batch(to_batch(worker, inputs.sequences, compute_loss=False)), "log_probs")
     names = [name for name, _ in worker.engine.get_per_tensor_param(base_sync_done=True)[0]]
     return {
         "before": before,

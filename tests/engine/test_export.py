@@ -107,7 +107,7 @@ def adapters_only(actor: Path) -> None:
 def test_bad_checkpoints_leave_one_line_and_nothing_else(
     damage: Callable[[Path], None],
     words: str,
-    all_results: dict,
+    results_2: dict,
     directory: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
@@ -124,7 +124,7 @@ def test_bad_checkpoints_leave_one_line_and_nothing_else(
 
 
 def test_an_output_with_something_in_it_is_refused(
-    all_results: dict, directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    results_1: dict, directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "notes.txt").write_text("mine")

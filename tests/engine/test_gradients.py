@@ -47,11 +47,11 @@ def assert_same(actual: Gradients, desired: Gradients) -> None:
 
 
 @pytest.fixture(scope="module")
-def reference(directory: Path, sequences: Sequences, all_results: dict) -> Callable[..., tuple]:
+def reference(directory: Path, sequences: Sequences, results_1: dict) -> Callable[..., tuple]:
     """Loss and gradients of the equation for the head that the engine has: ``reference(family, config)``."""
 
     def compute(family: str = "qwen2", config: FlowRLConfig | None = None) -> tuple[float, Gradients, Gradients]:
-        head = all_results[1]["gradients"]["head" if family == "qwen2" else "llama head"]
+        head = results_1["gradients"]["head"]
         return expected.gradients(directory / family, head, sequences, config or FlowRLConfig())
 
     return compute
@@ -73,9 +73,9 @@ def test_however_it_is_cut_it_is_the_equations(name: str, result: Callable[[str]
 
 @pytest.mark.parametrize("name", SAME)
 def test_metrics_are_those_of_one_rank_and_one_micro_batch(
-    name: str, result: Callable[[str], Any], all_results: dict
+    name: str, result: Callable[[str], Any], results_1: dict
 ) -> None:
-    plain = all_results[1]["gradients"]["runs"]["one micro-batch"]["metrics"]
+    plain = results_1["gradients"]["runs"]["one micro-batch"]["metrics"]
     metrics = result("gradients")["runs"][name]["metrics"]
     assert metrics.keys() == plain.keys()
     for key, value in plain.items():
@@ -98,11 +98,29 @@ def test_the_policy_learns_from_log_z_unless_detached(
             assert through_log_z > 1e-3, name
 
 
-def test_another_architecture_with_tied_embeddings(
-    result: Callable[[str], Any], reference: Callable[..., tuple]
+@pytest.mark.parametrize("name", ["llama", "llama, fused", "llama, fused and padded"])
+def test_another_architecture_with_tied_embeddings_and_fused_log_probs(
+    name: str, result: Callable[[str], Any], reference: Callable[..., tuple]
 ) -> None:
+    """The fused path computes log-probs without logits; ``log_z`` needs none."""
     loss, policy, head = reference("llama")
-    run = result("gradients")["runs"]["llama"]
+    run = result("gradients")["runs"][name]
+    assert_same(run["policy"], policy)
+    assert_same(run["head"], head)
+    assert run["metrics"]["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_ulysses_sequence_parallel(result: Callable[[str], Any], reference: Callable[..., tuple]) -> None:
+    """Each rank has a slice of every packed micro-batch.
+
+    The exchange of attention heads is flash attention's alone, which needs a GPU. In a model whose attention adds
+    nothing, everything else, the pooling and the gradient's scale above all, has to be right without it.
+    """
+    loss, policy, head = reference("pointwise")
+    run = result("gradients")["runs"]["ulysses"]
+    for gradients in (run["policy"], policy):
+        for name in [name for name in gradients if "o_proj" in name]:  # its gradient is all that attention touches
+            del gradients[name]
     assert_same(run["policy"], policy)
     assert_same(run["head"], head)
     assert run["metrics"]["loss"] == pytest.approx(loss, rel=1e-5)
@@ -118,7 +136,7 @@ def test_bfloat16_policy_with_float32_head(result: Callable[[str], Any], base: t
     assert {tensor.dtype for tensor in run["head"].values()} == {torch.float32}
 
 
-def test_head_starts_alike_on_any_number_of_ranks(all_results: dict) -> None:
-    one, two = (all_results[ranks]["gradients"]["head"] for ranks in (1, 2))
+def test_head_starts_alike_on_any_number_of_ranks(results_1: dict, results_2: dict) -> None:
+    one, two = (results["gradients"]["head"] for results in (results_1, results_2))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)

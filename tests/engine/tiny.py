@@ -33,8 +33,15 @@ class Sequences:
         return Sequences(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
+FAMILIES = ("qwen2", "llama", "pointwise")
+
+
 def make_model(directory: Path, family: str) -> Path:
-    """Write a random model of about 30,000 parameters and its byte-level tokenizer; ``family``: qwen2 | llama."""
+    """Write a random model of about 30,000 parameters and its byte-level tokenizer.
+
+    ``family``: qwen2; llama, with tied embeddings; pointwise, a qwen2 whose attention adds nothing, so that a token's
+    state depends on that token alone.
+    """
     directory.mkdir(parents=True)
     alphabet = [*sorted(ByteLevel.alphabet()), *SPECIAL_TOKENS]
     (directory / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(alphabet)}))
@@ -44,10 +51,9 @@ def make_model(directory: Path, family: str) -> Path:
     tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
     tokenizer.save_pretrained(directory)
 
-    config_class, model_class = {
-        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-        "llama": (LlamaConfig, LlamaForCausalLM),
-    }[family]
+    config_class, model_class = (
+        (LlamaConfig, LlamaForCausalLM) if family == "llama" else (Qwen2Config, Qwen2ForCausalLM)
+    )
     config = config_class(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -64,7 +70,11 @@ def make_model(directory: Path, family: str) -> Path:
     )
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        model_class(config).save_pretrained(directory)
+        model = model_class(config)
+    if family == "pointwise":
+        for layer in model.model.layers:
+            torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+    model.save_pretrained(directory)
     return directory
 
 

