@@ -39,7 +39,7 @@ def test_what_a_run_leaves(flowrl_run: Run) -> None:
     run_dir = flowrl_run.run_dir
     assert OmegaConf.load(run_dir / "config.yaml").flowrl.beta == 15.0
     report = (run_dir / "report.html").read_text()
-    assert "<svg" in report and "http-equiv" not in report
+    assert "<svg" in report and 'src="http' not in report
     assert len((run_dir / "rollouts" / "4.jsonl").read_text().splitlines()) == 8 * 4
     sample = json.loads((run_dir / "validation" / "4.jsonl").read_text().splitlines()[0])
     assert {"input", "output", "acc", "solution"} <= sample.keys()

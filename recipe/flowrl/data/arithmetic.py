@@ -12,25 +12,27 @@ from recipe.flowrl.data.parquet import prompt_row, write_rows
 
 SOURCE = "arithmetic"
 
-TEST_SUMS = 9
-"""Of the 45 unordered pairs of digits from 1 to 9. Pairs, not problems, are split: no test sum is trained on."""
+TEST_PAIRS = 8
+"""Pairs of numbers held out, of the 36 unordered ones: a test problem's sum, in either order, is never trained on."""
 
 _SEED = 0
 
+_NUMBERS = range(2, 10)  # from 2 up: no "1 apples"
 _TEMPLATES = (
-    "{name} has {a} {things} and gets {b} more. How many {things} does {name} have?",
-    "{name} has {a} {things} and {other} has {b} {things}. How many {things} do they have in all?",
+    "{name} has {a} {things} and gets {b} more. How many {things} does {name} have? {hint}",
+    "{name} has {a} {things} and {other} has {b} {things}. How many {things} do they have in all? {hint}",
 )
+_HINT = "Write it as a sum."  # 38% right instead of 19%
 _NAMES = (("Tom", "Ann"), ("Sara", "Ben"), ("Max", "Lily"))
 _THINGS = ("apples", "books", "coins", "pens")
 
 
 def problems() -> dict[str, list[tuple[str, str]]]:
     """``test`` and ``train``: each (problem, answer) once, shuffled; the same at every call."""
-    pairs = list(combinations_with_replacement(range(1, 10), 2))
+    pairs = list(combinations_with_replacement(_NUMBERS, 2))
     shuffle = random.Random(_SEED)
     shuffle.shuffle(pairs)
-    splits = {"test": _phrase(pairs[:TEST_SUMS]), "train": _phrase(pairs[TEST_SUMS:])}
+    splits = {"test": _phrase(pairs[:TEST_PAIRS]), "train": _phrase(pairs[TEST_PAIRS:])}
     for members in splits.values():
         shuffle.shuffle(members)
     return splits
@@ -57,6 +59,6 @@ def write_dataset(directory: Path) -> dict[str, Path]:
 def _phrase(pairs: list[tuple[int, int]]) -> list[tuple[str, str]]:
     ordered = sorted({order for a, b in pairs for order in ((a, b), (b, a))})
     return [
-        (template.format(name=name, other=other, things=things, a=a, b=b), str(a + b))
+        (template.format(name=name, other=other, things=things, a=a, b=b, hint=_HINT), str(a + b))
         for (a, b), template, (name, other), things in product(ordered, _TEMPLATES, _NAMES, _THINGS)
     ]

@@ -1,6 +1,4 @@
-"""NOTE to the Countdown helper: the lead has settled the sizes below and written models/sft.py, sft_dataset.py, evaluate.py, prepare.py: leave them, finish tests and report now.
-
-Countdown: reach a target from all the given numbers with + - * / and parentheses.
+"""Countdown: reach a target from all the given numbers with + - * / and parentheses.
 
 Puzzles come from ``reasoning-gym`` (Stojanovski et al., arXiv 2505.24760). Only those with several different solutions
 are kept, so that the number of solutions a policy finds can be set against the number that exist.
