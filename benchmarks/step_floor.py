@@ -1,8 +1,8 @@
 """Time of a whole RL step against its floor: vLLM alone, then bare PyTorch, on the same tokens.
 
 The run is the real one. Its rollouts are replayed in one process with nothing but vLLM's offline engine, asked for as
-many tokens for the same prompts, and its training passes in one process with nothing but the model (``floor_train``,
-in the faster of two layouts). Both have the run's environment variables, threads included.
+many tokens for the same prompts, and its training passes in one process with nothing but the model. Both have the run's
+environment variables, threads included.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.children import call
 from benchmarks.configuration import environment
-from benchmarks.floor_train import LAYOUTS
 from benchmarks.launches import Launch, step_periods
 from benchmarks.rollouts import Rollout, read_rollouts, token_count
 from benchmarks.rows import Row, ratio_row, summary_row
@@ -54,17 +53,15 @@ def measure(launch: Launch, console: RunConsole) -> dict[str, Any]:
         generated = call("floor_generate", _generation(config, rollouts), environment(config))
     with console.phase("step_floor: bare PyTorch"):
         trained = call("floor_train", _training(config, rollouts), environment(config))
-    totals = {layout: sum(sum(step.values()) for step in trained[layout]) for layout in LAYOUTS}
-    layout = min(totals, key=totals.__getitem__)
 
     samples = []
     for step in steps:
         timers = {name: metrics[step].get(f"timing_s/{name}", 0.0) for name in (*PHASES, *REST)}
-        floor = {"gen": generated[step - 1], **trained[layout][step - 1]}
+        floor = {"gen": generated[step - 1], **trained[step - 1]}
         tokens = token_count(rollouts[step - 1])
         samples.append({"step": step, "tokens": tokens, "period": periods[step], "run": timers, "floor": floor})
     return {
-        "settings": {"target": TARGET, "layout": layout, "layout_totals": totals, "environment": environment(config)},
+        "settings": {"target": TARGET, "environment": environment(config)},
         "summary": _summarize(samples),
         "samples": samples,
     }

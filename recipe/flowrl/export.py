@@ -35,6 +35,7 @@ def export(checkpoint: Path, output: Path, dtype: str | None = None) -> None:
     actor = _actor_directory(checkpoint)
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise UserError(f"{output} exists already: name a directory that doesn't, or an empty one")
+    output = output.absolute()  # "." has no name
     partial = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     partial.mkdir(parents=True)
     try:

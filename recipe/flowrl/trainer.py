@@ -10,9 +10,9 @@ import transfer_queue as tq
 from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
 from verl.trainer.main_ppo import TaskRunnerV1
-from verl_ext.trainer import ObservedTrainerMixin, choose_trainer
 
 from recipe.flowrl.reporting.observer import RunRecorder
+from verl_ext.trainer import ObservedTrainerMixin, choose_trainer
 
 
 class RecordedTrainer(ObservedTrainerMixin):

@@ -38,7 +38,8 @@ def test_every_solution_is_right_and_told_apart(response: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "response", ["(8-5+3)*4", "4*((3-5)+8)", " (8+3-5)*4 \n", "(8+3-5)*4<|im_end|>", "(3+8-5)*4<|im_end|>\n<|endoftext|>"]
+    "response",
+    ["(8-5+3)*4", "4*((3-5)+8)", " (8+3-5)*4 \n", "(8+3-5)*4<|im_end|>", "(3+8-5)*4<|im_end|>\n<|endoftext|>"],
 )
 def test_the_same_solution_written_otherwise_counts_as_one(response: str) -> None:
     assert score(response)["solution"] == "(8+3-5)*4"
@@ -101,7 +102,9 @@ def test_scoring_takes_about_a_millisecond() -> None:
     assert (time.process_time() - start) / len(responses) < 5e-3
 
 
-@pytest.mark.parametrize("truth", ["", "24", "[]", "{}", '{"numbers": [3], "target": 3}', '{"numbers": 3, "target": 3, "n_solutions": 1}'])
+@pytest.mark.parametrize(
+    "truth", ["", "24", "[]", "{}", '{"numbers": [3], "target": 3}', '{"numbers": 3, "target": 3, "n_solutions": 1}']
+)
 def test_a_ground_truth_that_is_none_is_refused(truth: str) -> None:  # fmt: skip
     with pytest.raises(ValueError, match="ground_truth must be a JSON object"):
         countdown.compute_score("countdown", "3", truth)

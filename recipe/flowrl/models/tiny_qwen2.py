@@ -77,7 +77,7 @@ def build_model(config: TinyQwen2Config, tokenizer: "Qwen2Tokenizer") -> "Qwen2F
 
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     architecture = Qwen2Config(
-        # Equal, not padded: vLLM masks ids beyond the tokenizer's and the trainer doesn't, so probabilities would differ.
+        # Not padded: vLLM masks ids beyond the tokenizer's, the trainer doesn't, and their probabilities would differ.
         vocab_size=len(tokenizer),
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,

@@ -141,8 +141,8 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     size = (run.setting("data.train_batch_size"), run.setting("actor_rollout_ref.rollout.n"))
     ranks = (run.setting("trainer.nnodes"), run.setting("trainer.n_gpus_per_node"))
     facts = [
-        ("Model", run.setting("actor_rollout_ref.model.path")),
-        ("Data", _paths(run.setting("data.train_files"))),
+        ("Model", _short(run.setting("actor_rollout_ref.model.path"))),
+        ("Data", _short(run.setting("data.train_files"))),
         ("Batch", f"{size[0]} prompts × {size[1]} responses" if all(size) else None),
         ("Ranks", f"{ranks[0]} × {ranks[1]}" if all(ranks) else None),
         ("Learning rate", run.setting("actor_rollout_ref.actor.optim.lr")),
@@ -154,10 +154,11 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in facts if value is not None]
 
 
-def _paths(value: Any) -> str | None:
-    if value is None:
+def _short(paths: Any) -> str | None:
+    """The last two parts of a path, which is a hub's ``organisation/model`` as it is; the folded config has it whole."""
+    if paths is None:
         return None
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ", ".join("/".join(Path(path).parts[-2:]) for path in (paths if isinstance(paths, list) else [paths]))
 
 
 def _headlines(run: Run) -> list[Headline]:

@@ -1,6 +1,7 @@
 """Reward for arithmetic word problems: the last number of the response is the answer."""
 
 import re
+from collections import deque
 from decimal import Decimal
 from typing import Any
 
@@ -41,9 +42,8 @@ def compute_score(
 
 def last_number(text: str) -> Decimal | None:
     """The last decimal number in ``text``, thousands commas dropped; None if there is none or it is absurdly long."""
-    last = None
-    for last in _NUMBER.finditer(text):
-        pass
-    if last is None or len(last.group()) > _LONGEST_NUMBER:
+    found = deque(_NUMBER.finditer(text), maxlen=1)
+    number = found[0].group() if found else ""
+    if not 0 < len(number) <= _LONGEST_NUMBER:
         return None
-    return Decimal(last.group().replace(",", "").replace("−", "-"))
+    return Decimal(number.replace(",", "").replace("−", "-"))
