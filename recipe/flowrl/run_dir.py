@@ -32,8 +32,8 @@ def save_config(config: DictConfig, run_dir: Path) -> None:
 def recorded_launch(config: DictConfig, run_dir: Path) -> Iterator[None]:
     """Keep ``run.json``: what ran, when, how many launches it took, and how the last one ended.
 
-    ``finished`` (seconds since the epoch) and ``exit_status`` are missing while a launch is under way and after one that
-    was killed.
+    ``finished`` (seconds since the epoch) and ``exit_status`` are missing while a launch is under way, and after one
+    that was killed.
     """
     path = run_dir / "run.json"
     earlier = json.loads(path.read_text()) if path.exists() and resume_step(config) else {}

@@ -9,10 +9,13 @@ import pytest
 from conftest import TINY, finish, start
 
 
-@pytest.mark.parametrize(("signum", "status", "reached"), [
-    (signal.SIGINT, 130, "loading vLLM"),
-    (signal.SIGTERM, 143, "1/200"),
-])
+@pytest.mark.parametrize(
+    ("signum", "status", "reached"),
+    [
+        (signal.SIGINT, 130, "loading vLLM"),
+        (signal.SIGTERM, 143, "1/200"),
+    ],
+)
 def test_a_signal_ends_the_run(tmp_path: Path, signum: int, status: int, reached: str) -> None:
     process = start(tmp_path, *TINY, "trainer.total_training_steps=200", "trainer.save_freq=-1", PYTHONUNBUFFERED="1")
     for line in process.stdout:

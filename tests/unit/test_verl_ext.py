@@ -15,7 +15,8 @@ def test_descendants_are_ended_also_orphans() -> None:
         from verl_ext.processes import adopt_orphans, end_descendants
 
         adopt_orphans()
-        orphan = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+        deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+        orphan = deaf + "; print('up', flush=True); time.sleep(60)"
         parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {orphan!r}], start_new_session=True)"
         child = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
         assert child.stdout.readline() == "up\\n"

@@ -155,7 +155,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _short(paths: Any) -> str | None:
-    """The last two parts of a path, which is a hub's ``organisation/model`` as it is; the folded config has it whole."""
+    """The last two parts of a path (a hub's ``organisation/model`` has no more); the folded config has it whole."""
     if paths is None:
         return None
     return ", ".join("/".join(Path(path).parts[-2:]) for path in (paths if isinstance(paths, list) else [paths]))

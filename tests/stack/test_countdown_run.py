@@ -87,7 +87,7 @@ def test_a_finished_run_is_left_as_it_is(flowrl_run: Run) -> None:
 
 
 def test_two_ranks_tensor_parallel_rollout_async_trainer(launch: Callable[..., Run]) -> None:
-    """2 FSDP ranks, vLLM over 2 ranks, ``colocate_async``, dynamic batches, packed sequences, gradient checkpointing."""
+    """2 FSDP ranks, vLLM over 2, ``colocate_async``, dynamic batches, packed sequences, gradient checkpointing."""
     run = launch(
         *TINY,
         "trainer.n_gpus_per_node=2",
