@@ -9,6 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from recipe.flowrl import cache
 from recipe.flowrl.errors import exit_status_of
 from recipe.flowrl.reporting.console import RunConsole
 
@@ -16,15 +17,16 @@ Say = Callable[[str], None]
 
 
 def _countdown(directory: Path, say: Say) -> None:
-    from recipe.flowrl.data.countdown import CountdownConfig, write_dataset
+    from recipe.flowrl.data.countdown import VERSION, CountdownConfig, write_dataset
 
-    _write_once(directory, partial(write_dataset, config=CountdownConfig()))
+    config = CountdownConfig()
+    cache.ensure(directory, cache.fingerprint(config, VERSION), partial(write_dataset, config=config))
 
 
 def _arithmetic(directory: Path, say: Say) -> None:
-    from recipe.flowrl.data.arithmetic import write_dataset
+    from recipe.flowrl.data.arithmetic import VERSION, write_dataset
 
-    _write_once(directory, write_dataset)
+    cache.ensure(directory, cache.fingerprint(VERSION), write_dataset)
 
 
 def _tiny_qwen2(directory: Path, say: Say) -> None:
@@ -63,11 +65,6 @@ def make(name: str, cache: Path, console: RunConsole) -> Path:
     with console.phase(f"preparing {name}"):
         MAKERS[name](directory, console.message)
     return directory
-
-
-def _write_once(directory: Path, write: Callable[[Path], dict[str, Path]]) -> None:
-    if not all((directory / f"{split}.parquet").is_file() for split in ("train", "test")):
-        write(directory)
 
 
 def main(arguments: list[str]) -> int:

@@ -106,7 +106,8 @@ def test_a_base_policy_of_another_configuration_is_made_anew(tmp_path: Path, mon
         assert ensure_base_policy(directory, lines.append, config) == directory
         assert json.loads((directory / sft.REPORT).read_text())["key"] == config.key()
     assert trained == [SMALL.key(), replace(SMALL, lr=1e-3).key()]
-    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+    directories = sorted(path.name for path in tmp_path.iterdir())
+    assert directories == sorted(["policy", f"policy-{SMALL.key()}", f"policy-{replace(SMALL, lr=1e-3).key()}"])
     assert "solves" in lines[-1]
 
 

@@ -15,6 +15,9 @@ SOURCE = "arithmetic"
 TEST_PAIRS = 8
 """Pairs of numbers held out, of the 36 unordered ones: a test problem's sum, in either order, is never trained on."""
 
+VERSION = 1
+"""Raised with every change of the problems; part of the cache's key."""
+
 _SEED = 0
 
 _NUMBERS = range(2, 10)  # from 2 up: no "1 apples"

@@ -1,6 +1,5 @@
 """The base policy of the Countdown job: the tiny Qwen2 model, fine-tuned on solutions by verl's own SFT trainer."""
 
-import hashlib
 import json
 import os
 import random
@@ -16,11 +15,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from recipe.flowrl import cache
+from recipe.flowrl.data import countdown
 from recipe.flowrl.data.countdown import CountdownConfig, Puzzle, generate
 from recipe.flowrl.data.expressions import enumerate_solutions
 from recipe.flowrl.errors import UserError
 from recipe.flowrl.models.evaluate import solve_rate
-from recipe.flowrl.models.tiny_qwen2 import TinyQwen2Config
+from recipe.flowrl.models.tiny_qwen2 import TinyQwen2Config, build
 
 REPORT = "base_policy.json"
 """Written last into the model directory: what it was made from, and how good it is."""
@@ -43,15 +44,14 @@ class SFTConfig:
 
     def key(self) -> str:
         """Names the model in the cache: equal keys, equal model (up to rounding)."""
-        text = json.dumps(asdict(self) | {"version": VERSION}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return cache.fingerprint(self, VERSION, countdown.VERSION)
 
 
 def ensure_base_policy(directory: Path, say: Callable[[str], None], config: SFTConfig | None = None) -> Path:
     """Train the base policy into ``directory`` unless it is there, made from the same configuration.
 
     Args:
-        directory: a Hugging Face model directory afterwards; appears whole or not at all.
+        directory: a link, afterwards, to a Hugging Face model directory (:mod:`recipe.flowrl.cache`).
         say: told of the progress, a line at a time.
         config: what to train.
 
@@ -62,14 +62,15 @@ def ensure_base_policy(directory: Path, say: Callable[[str], None], config: SFTC
         UserError: verl's SFT trainer failed; the message names its log.
     """
     config = config or SFTConfig()
-    if _made_from(directory) == config.key():
-        return directory
-    work = directory.with_name(f"{directory.name}.making")
-    shutil.rmtree(work, ignore_errors=True)
+    return cache.ensure(directory, config.key(), lambda target: _train(target, config, say))
+
+
+def _train(target: Path, config: SFTConfig, say: Callable[[str], None]) -> None:
+    from safetensors.torch import load_file
+
     started = time.time()
-
-    from recipe.flowrl.models.tiny_qwen2 import build
-
+    work = target.with_name(f"{target.name}.work")
+    work.mkdir()
     start = work / "start"
     build(start, config.model)
     puzzles = list(generate(config.puzzles))
@@ -80,7 +81,7 @@ def ensure_base_policy(directory: Path, say: Callable[[str], None], config: SFTC
     report = {
         "key": config.key(),
         "config": asdict(config),
-        "parameters": sum(tensor.numel() for tensor in _weights(trained).values()),
+        "parameters": sum(tensor.numel() for tensor in load_file(trained / "model.safetensors").values()),
         "test": solve_rate(trained, test, samples=4),
         "train": solve_rate(trained, train[: len(test)], samples=4),
         "seconds": round(time.time() - started, 1),
@@ -90,23 +91,8 @@ def ensure_base_policy(directory: Path, say: Callable[[str], None], config: SFTC
         f"({report['train']['solve_rate']:.1%} of the training ones), {report['seconds']:.0f} s"
     )
     (trained / REPORT).write_text(json.dumps(report, indent=1))
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(trained, directory)
-    shutil.rmtree(work)
-    return directory
-
-
-def _made_from(directory: Path) -> str | None:
-    try:
-        return json.loads((directory / REPORT).read_text())["key"]
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _weights(directory: Path) -> dict:
-    from safetensors.torch import load_file
-
-    return load_file(directory / "model.safetensors")
+    shutil.copytree(trained, target, dirs_exist_ok=True)
+    shutil.rmtree(work)  # stays after a failure: its log says why
 
 
 def _write_examples(path: Path, tokenizer_dir: Path, config: SFTConfig, exclude: set[Puzzle]) -> None:
