@@ -81,7 +81,14 @@ def finish(process: subprocess.Popen, run_dir: Path, timeout_s: float = 420) -> 
 
 
 @pytest.fixture(scope="session")
-def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+def prepared() -> None:
+    """The data and the base policy of the experiment, made once a machine: minutes."""
+    command = [sys.executable, "-m", "recipe.flowrl.prepare", "countdown", "tiny_qwen2"]
+    subprocess.run(command, cwd=PROJECT, check=True, timeout=1500)
+
+
+@pytest.fixture(scope="session")
+def launch(prepared: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
     """Run ``experiment=countdown_cpu`` with the given overrides; the run must succeed."""
 
     def run(*overrides: str, run_dir: Path | None = None) -> Run:

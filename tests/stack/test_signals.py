@@ -16,7 +16,7 @@ from conftest import TINY, finish, start
         (signal.SIGTERM, 143, "1/200"),
     ],
 )
-def test_a_signal_ends_the_run(tmp_path: Path, signum: int, status: int, reached: str) -> None:
+def test_a_signal_ends_the_run(prepared: None, tmp_path: Path, signum: int, status: int, reached: str) -> None:
     process = start(tmp_path, *TINY, "trainer.total_training_steps=200", "trainer.save_freq=-1", PYTHONUNBUFFERED="1")
     for line in process.stdout:
         if reached in line:

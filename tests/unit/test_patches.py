@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import socket
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.overrides import TorchFunctionMode
 
 from verl_ext import patches
 
@@ -50,6 +52,48 @@ def test_patched_verl_has_one_gloo_group(function: str, one_rank: None) -> None:
     assert (total.item(), dist.get_world_size(), dist.get_backend()) == (1.0, 1, "cpu:gloo")
 
 
+class Reductions(TorchFunctionMode):
+    """Counts the reductions of logits to a normalisation while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function in (torch.logsumexp, torch.nn.functional.log_softmax, torch.nn.functional.cross_entropy)
+        return function(*args, **(kwargs or {}))
+
+
+def log_probs_and_gradient(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """What verl's engine calls where there is no flash attention, on 20 tokens: (log-probs, gradient, reductions)."""
+    from verl.utils.torch_functional import logprobs_from_logits
+
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20, 50, generator=generator).mul(5).to(dtype).requires_grad_()
+    labels = torch.randint(50, (20,), generator=generator)
+    with Reductions() as reductions:
+        log_probs = logprobs_from_logits(logits, labels)
+    (log_probs * torch.arange(20)).sum().backward()
+    return log_probs.detach(), logits.grad, reductions.count
+
+
+def test_verl_reduces_logits_token_by_token() -> None:
+    assert log_probs_and_gradient(torch.float32)[2] == 20
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.06)])
+def test_patched_verl_gives_the_same_log_probs_in_one_operation(dtype: torch.dtype, tolerance: float) -> None:
+    from verl.utils import torch_functional
+
+    log_probs, gradient, _ = log_probs_and_gradient(dtype)
+    with mock.patch.object(torch_functional, "logprobs_from_logits_v2", torch_functional.logprobs_from_logits_v2):
+        patches.patch_log_prob_loop()
+        patched_log_probs, patched_gradient, reductions = log_probs_and_gradient(dtype)
+    assert reductions == 1
+    torch.testing.assert_close(patched_log_probs, log_probs, rtol=0, atol=tolerance)
+    torch.testing.assert_close(patched_gradient, gradient, rtol=1e-2 if dtype is torch.bfloat16 else 1e-5, atol=1e-5)
+
+
 class Linear(torch.nn.Module):
     """A layer as vLLM makes it: a weight that knows how new values are loaded into it."""
 
@@ -77,6 +121,7 @@ def test_patched_vllm_computes_with_the_weight_that_was_loaded_last() -> None:
 
 def test_every_patch_is_tested_here() -> None:
     assert {name for name in vars(patches) if name.startswith("patch_")} == {
+        "patch_log_prob_loop",
         "patch_process_group_backend",
         "patch_vllm_cpu_linear",
     }
