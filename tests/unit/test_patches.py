@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import socket
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -29,16 +30,21 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def fresh_copy(module: str) -> ModuleType:
+    """The module as its file says, whatever patches this process has applied to the loaded one."""
+    spec = importlib.util.find_spec(module)
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    return copy
+
+
 FUNCTIONS = ("initialize_global_process_group", "initialize_global_process_group_ray")
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_verl_asks_for_two_backends_of_the_cpu(function: str, one_rank: None) -> None:
-    spec = importlib.util.find_spec("verl.utils.distributed")
-    unpatched = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(unpatched)
     with pytest.raises(ValueError, match="Duplicate device type cpu"):
-        getattr(unpatched, function)()
+        getattr(fresh_copy("verl.utils.distributed"), function)()
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -64,34 +70,33 @@ class Reductions(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def log_probs_and_gradient(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, int]:
+def log_probs_and_gradient(verl: ModuleType, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, int]:
     """What verl's engine calls where there is no flash attention, on 20 tokens: (log-probs, gradient, reductions)."""
-    from verl.utils.torch_functional import logprobs_from_logits
-
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(20, 50, generator=generator).mul(5).to(dtype).requires_grad_()
     labels = torch.randint(50, (20,), generator=generator)
     with Reductions() as reductions:
-        log_probs = logprobs_from_logits(logits, labels)
+        log_probs = verl.logprobs_from_logits(logits, labels)
     (log_probs * torch.arange(20)).sum().backward()
     return log_probs.detach(), logits.grad, reductions.count
 
 
 def test_verl_reduces_logits_token_by_token() -> None:
-    assert log_probs_and_gradient(torch.float32)[2] == 20
+    assert log_probs_and_gradient(fresh_copy("verl.utils.torch_functional"), torch.float32)[2] == 20
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.06)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 def test_patched_verl_gives_the_same_log_probs_in_one_operation(dtype: torch.dtype, tolerance: float) -> None:
     from verl.utils import torch_functional
 
-    log_probs, gradient, _ = log_probs_and_gradient(dtype)
-    with mock.patch.object(torch_functional, "logprobs_from_logits_v2", torch_functional.logprobs_from_logits_v2):
+    unpatched = fresh_copy("verl.utils.torch_functional")
+    log_probs, gradient, _ = log_probs_and_gradient(unpatched, dtype)
+    with mock.patch.object(torch_functional, "logprobs_from_logits_v2", unpatched.logprobs_from_logits_v2):
         patches.patch_log_prob_loop()
-        patched_log_probs, patched_gradient, reductions = log_probs_and_gradient(dtype)
+        patched_log_probs, patched_gradient, reductions = log_probs_and_gradient(torch_functional, dtype)
     assert reductions == 1
-    torch.testing.assert_close(patched_log_probs, log_probs, rtol=0, atol=tolerance)
-    torch.testing.assert_close(patched_gradient, gradient, rtol=1e-2 if dtype is torch.bfloat16 else 1e-5, atol=1e-5)
+    torch.testing.assert_close(patched_log_probs, log_probs, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(patched_gradient, gradient, rtol=tolerance, atol=tolerance)
 
 
 class Linear(torch.nn.Module):

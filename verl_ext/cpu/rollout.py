@@ -30,7 +30,7 @@ class CPUHttpServer(vLLMHttpServer):
     def _preprocess_engine_kwargs(self, engine_kwargs: dict[str, Any]) -> None:
         """Run a single worker inside the engine's process: vLLM's own default, where verl always asks for ``mp``.
 
-        A worker process of its own imports everything once more (seconds, 0.8 GB) and is handed every step over a queue.
+        A worker process of its own imports everything again (seconds, 0.8 GB) and gets every step through a queue.
         """
         super()._preprocess_engine_kwargs(engine_kwargs)
         if self.config.tensor_model_parallel_size * self.config.pipeline_model_parallel_size == 1:
