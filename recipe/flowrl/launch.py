@@ -37,7 +37,8 @@ def launch(config: DictConfig) -> None:
     os.environ.update({name: str(value) for name, value in environment.items()})
 
     adopt_orphans()
-    signal.signal(signal.SIGTERM, _raise_terminated)
+    sigterm = Sigterm()
+    sigterm.handle()
     log_path = next_log(run_dir)
     try:
         with _output_into(log_path) as terminal, RunConsole(terminal) as console:
@@ -45,10 +46,11 @@ def launch(config: DictConfig) -> None:
             console.message(f"log of verl, Ray and vLLM: {log_path}")
             if not _already_finished(config, console):
                 _prepare(config, console)
-                _train(config, run_dir, console)
+                _train(config, run_dir, console, sigterm)
     except BaseException as error:
+        error = Terminated() if sigterm.arrived else error
         error.log_path = log_path
-        raise
+        raise error
     finally:
         for signum in (signal.SIGINT, signal.SIGTERM):  # the end is under way
             signal.signal(signum, signal.SIG_IGN)
@@ -75,7 +77,7 @@ def _prepare(config: DictConfig, console: RunConsole) -> None:
         console.message(f"warning: {warning}")
 
 
-def _train(config: DictConfig, run_dir: Path, console: RunConsole) -> None:
+def _train(config: DictConfig, run_dir: Path, console: RunConsole, sigterm: "Sigterm") -> None:
     step = resume_step(config)
     if step:
         console.message(f"continuing after step {step}")
@@ -86,7 +88,7 @@ def _train(config: DictConfig, run_dir: Path, console: RunConsole) -> None:
     events = run_dir / "events.jsonl"
     with recorded_launch(config, run_dir), console.following(events):
         EventWriter(events).write("phase", name="starting Ray")
-        _run_verl(config)
+        _run_verl(config, sigterm)
 
     from recipe.flowrl.reporting.report import write_report  # seconds to import, not needed until now
 
@@ -95,7 +97,7 @@ def _train(config: DictConfig, run_dir: Path, console: RunConsole) -> None:
     console.message(f"report: {report}")
 
 
-def _run_verl(config: DictConfig) -> None:
+def _run_verl(config: DictConfig, sigterm: "Sigterm") -> None:
     import ray
     from verl.trainer.main_ppo import run_ppo
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
@@ -103,10 +105,20 @@ def _run_verl(config: DictConfig) -> None:
 
     from recipe.flowrl.trainer import RecipeTaskRunner
 
+    class Runner:
+        """The task runner, with our SIGTERM handler put back: Ray's own, set while it starts, aborts the process."""
+
+        @staticmethod
+        def remote() -> Any:
+            sigterm.handle()
+            return RecipeTaskRunner.remote()
+
+        options = RecipeTaskRunner.options  # used under a profiler only
+
     needs_reference = config.flowrl is not None or need_reference_policy(config)
     validate_config(config, use_reference_policy=needs_reference, use_critic=need_critic(config))
     try:
-        run_ppo(config, task_runner_class=RecipeTaskRunner)
+        run_ppo(config, task_runner_class=Runner)
     finally:
         ray.shutdown()
 
@@ -127,5 +139,15 @@ def _output_into(log_path: Path) -> Iterator[TextIO]:
             os.close(original)
 
 
-def _raise_terminated(signum: int, frame: Any) -> None:
-    raise Terminated()
+class Sigterm:
+    """Turns SIGTERM into the exception that Ray lets through while it waits for a result, and remembers it."""
+
+    arrived = False
+
+    def handle(self) -> None:
+        """Install the handler."""
+        signal.signal(signal.SIGTERM, self._raise)
+
+    def _raise(self, signum: int, frame: Any) -> None:
+        self.arrived = True
+        raise KeyboardInterrupt

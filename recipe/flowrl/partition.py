@@ -3,7 +3,6 @@
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.nn.functional import all_reduce
 
 from recipe.flowrl.config import FlowRLConfig
 
@@ -49,8 +48,8 @@ def prompt_mean(
         sequence_lengths: ``(B,)``, in tokens, prompt and response.
         packed: which of the two layouts.
         sp_group: the Ulysses sequence-parallel group; each rank then holds an equal slice of the packed tokens, in rank
-            order. The sums are exchanged, not the hidden states. Every rank of the group computes the same loss, and
-            verl scales gradients so that they sum over the group; the backward pass of the all-reduce does the same.
+            order. The sums are exchanged, not the hidden states, by verl's gather of the log-probs: every rank of the
+            group computes the same loss, and the gather scales the gradient for FSDP to average over them.
 
     Returns:
         ``(B, H)`` in float32.
@@ -68,7 +67,9 @@ def prompt_mean(
     total = hidden_states.new_zeros(len(prompt_lengths), hidden_states.shape[-1], dtype=torch.float32)
     total = total.index_add(0, row[index], hidden_states[index].float())
     if sp_group is not None:
-        total = all_reduce(total, group=sp_group)
+        from verl.utils.ulysses import gather_outputs_and_unpad  # verl takes seconds to import
+
+        total = gather_outputs_and_unpad(total.unsqueeze(0), gather_dim=0, group=sp_group).sum(0)
     return total / prompt_lengths.unsqueeze(1)
 
 
