@@ -10,11 +10,16 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recipe.flowrl.errors import UserError, exit_status_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -87,6 +92,16 @@ def _merge(actor: Path, output: Path, dtype: str | None) -> None:
             AnyDtypeMerger(config, getattr(torch, dtype) if dtype else None).merge_and_save()
     except AdapterOnlyCheckpointError as error:
         raise UserError(f"{error}: use them with the model that they were trained on") from error
+
+
+def load_policy(checkpoint: Path) -> PreTrainedModel:
+    """The policy of a checkpoint, in float32, through a temporary export. Raises as :func:`export` does."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as scratch:
+        export(checkpoint, Path(scratch) / "model", "float32")
+        return AutoModelForCausalLM.from_pretrained(Path(scratch) / "model", dtype=torch.float32)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,7 +6,6 @@ dropped, and why), ``dropped.jsonl`` (each dropped row) and ``manifest.json`` (r
 
 import argparse
 import json
-import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -17,13 +16,14 @@ from typing import Any
 
 from recipe.flowrl.data import sources
 from recipe.flowrl.data.code_tasks import code_task, humaneval_task
-from recipe.flowrl.data.manifest import write_json, write_manifest
+from recipe.flowrl.data.manifest import write_manifest
 from recipe.flowrl.data.math_tasks import math_task
 from recipe.flowrl.data.overlap import TestIndex
 from recipe.flowrl.data.parquet import prompt_row, write_rows
 from recipe.flowrl.data.sources import Source
 from recipe.flowrl.data.task import Malformed, Task
 from recipe.flowrl.errors import UserError, exit_status_of
+from recipe.flowrl.files import write_json, write_text
 
 _BRIEF = 120
 """Characters of a dropped row's text that are kept."""
@@ -161,7 +161,7 @@ def prepare(
         "rows": rows,
     }
     _write_lines(out / "dropped.jsonl", dropped.rows)
-    write_json(out / "report.json", report)
+    write_json(out / "report.json", report, indent=2)
     write_manifest(out, rows)
     return report
 
@@ -206,9 +206,7 @@ def _write(path: Path, domain: str, split: str, tasks: Iterable[Located]) -> int
 
 
 def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    os.replace(temporary, path)
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _say(report: Mapping[str, Any], out: Path) -> None:

@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.flowrl.errors import account_of
+from recipe.flowrl.files import write_json
 
 TRACKER = "latest_checkpointed_iteration.txt"
 """verl's file beside the checkpoints that names the last one."""
@@ -58,7 +58,7 @@ def recorded_launch(config: DictConfig, run_dir: Path) -> Iterator[None]:
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "previous_end": before.get("ended", KILLED) if before else None,
     }
-    _write_json(path, record)
+    write_json(path, record, indent=1)
     ended, status = "finished", 0
     try:
         yield
@@ -66,7 +66,7 @@ def recorded_launch(config: DictConfig, run_dir: Path) -> Iterator[None]:
         ended, status = account_of(error)
         raise
     finally:
-        _write_json(path, record | {"finished": time.time(), "exit_status": status, "ended": ended})
+        write_json(path, record | {"finished": time.time(), "exit_status": status, "ended": ended}, indent=1)
 
 
 def resume_step(config: DictConfig) -> int:
@@ -94,9 +94,3 @@ def set_aside_records(run_dir: Path) -> Path | None:
     for record in records:
         record.rename(target / record.name)
     return target
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    os.replace(temporary, path)

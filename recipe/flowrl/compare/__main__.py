@@ -18,6 +18,7 @@ import numpy as np
 
 from recipe.flowrl.compare.studies import STUDIES, Study, Variant
 from recipe.flowrl.errors import UserError, exit_status_of
+from recipe.flowrl.files import write_json
 from recipe.flowrl.reporting.console import RunConsole, short_duration
 
 BASE = "base"
@@ -46,7 +47,7 @@ def run_study(study: Study, directory: Path, console: RunConsole) -> None:
     Raises:
         UserError: a training run failed.
     """
-    from recipe.flowrl.compare.evaluation import evaluate, final_checkpoint, training_record, write_json
+    from recipe.flowrl.compare.evaluation import evaluate, final_checkpoint, training_record
 
     base, puzzles = _prepare(study, console)
     base_file = directory / "base.json"

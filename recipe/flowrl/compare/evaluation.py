@@ -1,7 +1,5 @@
 """What a trained policy finds on held-out puzzles, and what its run was like."""
 
-import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipe.flowrl.data.countdown import read_puzzles
-from recipe.flowrl.export import export
+from recipe.flowrl.export import load_policy
 from recipe.flowrl.models.evaluate import solutions
 from recipe.flowrl.models.sampling import sample, sequence_log_probs
 from recipe.flowrl.reporting import names
@@ -37,7 +35,7 @@ def evaluate(checkpoint: Path | None, base: Path, puzzles_file: Path, limit: int
     """
     puzzles = read_puzzles(puzzles_file)[:limit]
     base_model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    policy = base_model if checkpoint is None else _policy(checkpoint)
+    policy = base_model if checkpoint is None else load_policy(checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(base)
     prompts = [puzzle.prompt for puzzle in puzzles]
     result: dict[str, Any] = {"exist": [puzzle.n_solutions for puzzle in puzzles]}
@@ -78,17 +76,3 @@ def final_checkpoint(run_dir: Path) -> Path:
     """The last checkpoint of a run. Raises FileNotFoundError if there is none."""
     step = (run_dir / "checkpoints" / "latest_checkpointed_iteration.txt").read_text().strip()
     return run_dir / "checkpoints" / f"global_step_{step}"
-
-
-def _policy(checkpoint: Path) -> Any:
-    with tempfile.TemporaryDirectory() as scratch:
-        export(checkpoint, Path(scratch) / "model", "float32")
-        return AutoModelForCausalLM.from_pretrained(Path(scratch) / "model", dtype=torch.float32)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(value))
-    draft.replace(path)

@@ -2,29 +2,18 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 from recipe.flowrl.errors import UserError
+from recipe.flowrl.files import write_json
 
 NAME = "manifest.json"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` to ``path``, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_manifest(directory: Path, rows: dict[str, int]) -> Path:
     """Write the manifest of ``directory``, whose files have so many ``rows``."""
     files = {name: {"rows": count, "sha256": sha256(directory / name)} for name, count in rows.items()}
-    write_json(directory / NAME, {"files": files})
+    write_json(directory / NAME, {"files": files}, indent=2)
     return directory / NAME
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from recipe.flowrl.data.modes import LENGTH
 from recipe.flowrl.distribution.setup import TEMPERATURE, algorithms, compose_run, overrides
 from recipe.flowrl.errors import UserError, exit_status_of
+from recipe.flowrl.files import write_json
 from recipe.flowrl.reporting.console import RunConsole
 
 MODES = ("objective", "stack")
@@ -87,12 +88,9 @@ def run(algo: str, mode: str, reward: str, directory: Path, extra: list[str], co
                 "reference": enumeration.reference_log_probs,
             }.items()
         },
-        "modes": [[enumeration.answers.index(mode) for mode in modes.heights] for modes in enumeration.modes],
+        "modes": enumeration.mode_rows,
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(result))
-    draft.replace(path)
+    write_json(path, result)
     worst = ", ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in result["worst"].items())
     console.message(f"{algo}: worst prompt: {worst}")
 

@@ -51,6 +51,11 @@ class Enumeration:
         return [modes_of(prompt) for prompt in PROMPTS]
 
     @cached_property
+    def mode_rows(self) -> list[list[int]]:
+        """Of each prompt, where its modes stand among the answers."""
+        return [[self.answers.index(mode) for mode in modes.heights] for modes in self.modes]
+
+    @cached_property
     def rewards(self) -> torch.Tensor:
         """(P, N)."""
         return torch.tensor([[modes.reward(answer) for answer in self.answers] for modes in self.modes]).double()
@@ -102,10 +107,9 @@ class Enumeration:
         """
         target, log_normaliser = self.target(temperature)
         policy, ideal = log_probs.exp(), target.exp()
-        mode_rows = [[self.answers.index(mode) for mode in modes.heights] for modes in self.modes]
         covered = [
             np.mean([bool(policy[p, row] >= COVERED * ideal[p, row]) for row in rows])
-            for p, rows in enumerate(mode_rows)
+            for p, rows in enumerate(self.mode_rows)
         ]
         per_prompt = {
             "kl_policy_target": (policy * (log_probs - target)).sum(-1).tolist(),

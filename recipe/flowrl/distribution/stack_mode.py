@@ -3,18 +3,17 @@
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from recipe.flowrl.config import FlowRLConfig
 from recipe.flowrl.data.modes import PROMPTS
 from recipe.flowrl.distribution.exact import Enumeration
 from recipe.flowrl.distribution.objective_mode import Point
 from recipe.flowrl.errors import UserError
-from recipe.flowrl.export import export
+from recipe.flowrl.export import load_policy
 from recipe.flowrl.partition import LogPartition
 
 
@@ -46,9 +45,7 @@ def points(
         raise UserError(f"{run_dir}: no checkpoint to measure")
     found = [Point(0, 0, enumeration.reference_log_probs, None)]
     for step, checkpoint in sorted(checkpoints.items()):
-        with tempfile.TemporaryDirectory() as scratch:
-            export(checkpoint, Path(scratch) / "model", "float32")
-            model = AutoModelForCausalLM.from_pretrained(Path(scratch) / "model", dtype=torch.float32)
+        model = load_policy(checkpoint)
         log_z = _log_z(checkpoint, model, enumeration, flowrl)
         samples = step * len(PROMPTS) * samples_per_prompt
         found.append(Point(step, samples, enumeration.log_probs(model), log_z))
