@@ -17,6 +17,7 @@ from verl.workers.utils.padding import response_to_nested
 
 from recipe.flowrl.advantages import GROUP_LOG_Z, group_log_z, kl_matched
 from recipe.flowrl.config import FlowRLConfig
+from recipe.flowrl.reporting import names
 from recipe.flowrl.reporting.observer import RunRecorder
 from verl_ext.stop import StopRequest
 from verl_ext.trainer import ObservedTrainerMixin, choose_trainer
@@ -58,10 +59,10 @@ class RecordedTrainer(ObservedTrainerMixin):
 
         The log ratio is the tokens' sum, or their mean where ``length_normalize``.
         """
-        names = ["uid", "advantages", "old_log_probs", "ref_log_prob", "response_mask"]
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)
+        fields = ["uid", "advantages", "old_log_probs", "ref_log_prob", "response_mask"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         nested_mask = data["response_mask"]
-        padded = data.select(*names[1:]).to_padded_tensor()
+        padded = data.select(*fields[1:]).to_padded_tensor()
         mask = padded["response_mask"].bool()
         reward = padded["advantages"].gather(1, mask.float().argmax(dim=1, keepdim=True)).squeeze(1)
         log_ratio = torch.where(mask, padded["old_log_probs"] - padded["ref_log_prob"], 0.0).sum(-1)
@@ -80,11 +81,15 @@ class RecordedTrainer(ObservedTrainerMixin):
 
     def _compute_metrics(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> None:
         super()._compute_metrics(batch, metrics, *args, **kwargs)
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["uid", "extra_fields"])
+        # verl fills the place of a rollout that failed with a copy of another one, so marked.
+        keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
+        asked = self.config.data.train_batch_size * self.config.actor_rollout_ref.rollout.n
+        metrics[names.MISSING] = max(0, asked - len({key.rsplit("_", 1)[0] for key in keys}))
+        data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["uid", "extra_fields"])
         infos = [fields.get("reward_extra_info", {}) for fields in _items(data["extra_fields"])]
         accuracy = [info["acc"] for info in infos if "acc" in info]
         if accuracy:
-            metrics["train/solve_rate"] = float(np.mean(accuracy))
+            metrics[names.SOLVE_RATE] = float(np.mean(accuracy))
         metrics.update(solution_metrics("train", _items(data["uid"]), infos))
         metrics.update(grading_metrics("train", infos))
 

@@ -18,6 +18,7 @@ def test_steps_train_policy_and_head(flowrl_run: Run) -> None:
     assert len({step["actor/flowrl/log_z"] for step in steps}) == 4
     assert steps[0]["actor/flowrl/ref_kl"] == pytest.approx(0.0, abs=1e-6), "the policy starts at the reference"
     assert steps[3]["actor/flowrl/ref_kl"] > 1e-6
+    assert [step["train/missing_rollouts"] for step in steps] == [0] * 4
 
 
 def test_rollout_and_trainer_agree_on_probabilities(flowrl_run: Run) -> None:

@@ -56,6 +56,11 @@ def test_short_duration(seconds, text):
     assert short_duration(seconds) == text
 
 
+def test_the_line_of_a_step_tells_of_rollouts_that_failed():
+    assert "failed" not in step_line(3, 40, METRICS | {"train/missing_rollouts": 0})
+    assert "2 rollouts failed" in step_line(3, 40, METRICS | {"train/missing_rollouts": 2})
+
+
 def test_eta_is_the_mean_of_recent_steps_times_those_to_go():
     clock = StepClock(window=3)
     assert clock.eta(total=10) is None

@@ -3,6 +3,7 @@
 import ast
 import operator
 import random
+import subprocess
 import sys
 from collections.abc import Callable
 from fractions import Fraction
@@ -168,3 +169,16 @@ def test_the_solver_refuses_numbers_below_one(numbers: list[int]) -> None:
 def test_reasoning_gym_leaves_no_stand_in_behind() -> None:
     assert gym.countdown_score("1+2", (1, 2), 3) == 1.0
     assert not [name for name in sys.modules if name.split(".")[0] == "reasoning_gym"]
+
+
+def test_the_first_scores_may_be_asked_for_in_several_threads() -> None:
+    """As verl's reward worker does; in a fresh interpreter, since the import happens once."""
+    program = (
+        "import sys; sys.setswitchinterval(1e-6)\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from recipe.flowrl.data import gym\n"
+        "with ThreadPoolExecutor(16) as pool:\n"
+        "    assert set(pool.map(lambda _: gym.countdown_score('1+2', (1, 2), 3), range(64))) == {1.0}\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr[-2000:]

@@ -8,6 +8,7 @@ rest (``reasoning_gym`` and ``reasoning_gym.games``), which are gone from ``sys.
 import importlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,8 @@ from types import ModuleType
 from typing import Any
 
 _PACKAGE = "reasoning_gym"
+_IMPORT = threading.Lock()
+"""Rewards are computed in several threads; two that imported at once would meet each other's stand-ins."""
 
 
 def countdown_dataset(**options: Any) -> Any:
@@ -35,9 +38,14 @@ def _scorer() -> Any:
     return _factory().get_score_answer_fn("countdown")
 
 
-@lru_cache(maxsize=1)
 def _factory() -> ModuleType:
     """The module ``reasoning_gym.factory``, with Countdown registered and nothing else."""
+    with _IMPORT:
+        return _import_factory()
+
+
+@lru_cache(maxsize=1)
+def _import_factory() -> ModuleType:
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.submodule_search_locations is None:
         raise ModuleNotFoundError("reasoning-gym is not installed: pip install --no-deps reasoning-gym==0.1.25")

@@ -36,7 +36,7 @@ class SFTConfig:
 
     puzzles: CountdownConfig = field(default_factory=CountdownConfig)
     model: TinyQwen2Config = field(default_factory=TinyQwen2Config)
-    steps: int = 900
+    steps: int = 1100
     batch_size: int = 64
     lr: float = 2e-3
     min_solutions: int = 3

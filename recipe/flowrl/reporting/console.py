@@ -75,6 +75,8 @@ def step_line(step: int, total: int | None, metrics: Mapping[str, float], eta: f
         ("", names.STEP_TIME, "{:.1f} s/step"),
     )
     parts += [label + form.format(metrics[name]) for label, name, form in shown if name in metrics]
+    if missing := metrics.get(names.MISSING):
+        parts.append(f"{missing:.0f} rollouts failed (the log says why)")
     if eta:
         parts.append(f"ETA {short_duration(eta)}")
     return "  ".join(parts)

@@ -11,6 +11,7 @@ from functools import cache
 REWARD = "critic/score/mean"
 SOLVE_RATE = "train/solve_rate"
 DISTINCT = "train/distinct_solutions"
+MISSING = "train/missing_rollouts"
 LOG_Z = "actor/flowrl/log_z"
 GRAD_NORM = "actor/grad_norm"
 STEP_TIME = "timing_s/step"
