@@ -9,6 +9,7 @@ import torch
 from recipe.flowrl.data.modes import HEIGHTS, LENGTH, PROMPTS, SYMBOLS, Modes, modes_of
 from recipe.flowrl.distribution.__main__ import main
 from recipe.flowrl.distribution.exact import Enumeration
+from recipe.flowrl.distribution.report import samples_to
 from recipe.flowrl.distribution.setup import algorithms, compose_run, overrides
 from recipe.flowrl.errors import UserError
 from recipe.flowrl.models.enumerable_qwen2 import ensure_model
@@ -106,8 +107,17 @@ def test_unknown_names(algo: str, reward: str, part: str) -> None:
         (["flowrl"], "expected KEY=VALUE"),
         (["algo=flowrl", "run_dir=x", "mode=both"], "mode=both"),
         (["algo=flowrl,nope", "run_dir=x"], "algo=nope"),
+        (["algo=flowrl", "run_dir=x", "seeds=0,b"], "seeds=0,b"),
     ],
 )
 def test_bad_arguments(arguments: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert part in capsys.readouterr().err
+
+
+def test_a_target_counts_as_reached_where_the_policy_stays_near() -> None:
+    def result(*divergences: float) -> dict:
+        return {"curve": [{"samples": 10 * i, "worst": {"kl_policy_target": kl}} for i, kl in enumerate(divergences)]}
+
+    assert samples_to(result(1.0, 0.005, 0.02, 0.01, 0.003), 0.01) == 30
+    assert samples_to(result(1.0, 0.005, 0.02), 0.01) is None

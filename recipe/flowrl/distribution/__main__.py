@@ -1,10 +1,12 @@
 """Runs the exact test: ``python -m recipe.flowrl.distribution algo=NAME mode=objective|stack run_dir=DIR``.
 
 ``algo`` may be several names with commas, or ``all``: then each has ``DIR/NAME/result.json``, and a run that is there
-is not repeated. Either way ``DIR/report.html`` shows what ``DIR`` has. ``reward=group_normalized`` takes FlowRL as
-published (beta 15, normalised rewards) instead of with the raw reward. Anything else is an override for Hydra.
+is not repeated. ``seeds=0,1,2`` runs each several times, in ``DIR/NAME/seed_0`` and so on. Either way
+``DIR/report.html`` shows what ``DIR`` has. ``reward=group_normalized`` takes FlowRL as published (beta 15, normalised
+rewards) instead of with the raw reward. Anything else is an override for Hydra.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -18,7 +20,7 @@ from recipe.flowrl.files import write_json
 from recipe.flowrl.reporting.console import RunConsole
 
 MODES = ("objective", "stack")
-POINTS_EVERY = 20
+POINTS_EVERY = 10
 """Steps between two points of the curve, in mode=objective."""
 
 
@@ -27,13 +29,18 @@ def main(arguments: list[str]) -> int:
     try:
         own, extra = _parse(arguments)
         names = algorithms() if own["algo"] == "all" else own["algo"].split(",")
+        seeds = [None] if own["seeds"] is None else _numbers(own["seeds"])
         for name in names:  # bad names are refused before the first run
             overrides(name, own["reward"])
         run_dir = Path(own["run_dir"]).absolute()
         with RunConsole(sys.stdout) as console:
-            for name in names:
+            for seed, name in itertools.product(seeds, names):
                 directory = run_dir if own["algo"] == name else run_dir / name
-                run(name, own["mode"], own["reward"], directory, extra, console)
+                if seed is None:
+                    run(name, own["mode"], own["reward"], directory, extra, console)
+                else:
+                    seeded = [*extra, f"data.seed={seed}"]
+                    run(name, own["mode"], own["reward"], directory / f"seed_{seed}", seeded, console)
             from recipe.flowrl.distribution.report import write_report
 
             console.message(f"report: {write_report(run_dir)}")
@@ -120,13 +127,20 @@ def _stack(algo: str, reward: str, directory: Path, extra: list[str], config: An
     return stack_mode.points(run_dir, enumeration, flowrl, config.actor_rollout_ref.rollout.n)
 
 
-def _parse(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise UserError(f"seeds={text}: expected whole numbers with commas between, for example seeds=0,1,2") from None
+
+
+def _parse(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
     """Our own options and the rest.
 
     Raises:
         UserError: something is missing or wrong.
     """
-    own = {"algo": None, "mode": "objective", "run_dir": None, "reward": "raw"}
+    own = {"algo": None, "mode": "objective", "run_dir": None, "reward": "raw", "seeds": None}
     extra = []
     for argument in arguments:
         name, equals, value = argument.partition("=")

@@ -13,6 +13,8 @@ from recipe.flowrl.reporting.page import Section, Table, svg, write_page
 
 _FLOOR = 1e-5
 """Probability below which the picture is white."""
+NEAR = 0.01
+"""KL to the target, in nats, at which a policy counts as having reached it."""
 _COLUMNS = {
     "kl_policy_target": "KL(π‖π*) nats",
     "kl_target_policy": "KL(π*‖π) nats",
@@ -36,13 +38,20 @@ def write_report(directory: Path) -> Path:
     Raises:
         FileNotFoundError: there is none.
     """
-    results = [json.loads(path.read_text()) for path in sorted(directory.glob("**/result.json"))]
-    if not results:
+    found = [json.loads(path.read_text()) for path in sorted(directory.glob("**/result.json"))]
+    if not found:
         raise FileNotFoundError(f"{directory}: no result.json in it or below")
-    results.sort(key=lambda result: result["worst"]["kl_policy_target"])
-    rows = [[_name(result), *[_show(result["worst"][name]) for name in _COLUMNS]] for result in results]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result in found:
+        groups.setdefault(_name(result), []).append(result)
+    ordered = sorted(groups.values(), key=lambda runs: np.mean([run["worst"]["kl_policy_target"] for run in runs]))
+    results = [runs[0] for runs in ordered]
+    header = ["algorithm", *_COLUMNS.values(), f"samples to {NEAR} nats", "seeds"]
+    note = (
+        "Where there are several seeds: their mean, and the least and the largest." if len(found) > len(groups) else ""
+    )
     sections = [
-        Section("Worst prompt at the end", "", table=Table(["algorithm", *_COLUMNS.values()], rows)),
+        Section("Worst prompt at the end", note, table=Table(header, [_row(runs) for runs in ordered])),
         Section(
             "Probabilities of all answers to the first prompt",
             "Rows: first token, columns: second token; the same scale in all, modes circled.",
@@ -55,14 +64,33 @@ def write_report(directory: Path) -> Path:
     return write_page(directory / "report.html", "Does the policy match the distribution?", _INTRO, sections)
 
 
+def samples_to(result: dict[str, Any], divergence: float) -> int | None:
+    """Samples after which KL(π‖π*) of the worst prompt stays at or below ``divergence`` nats; None if it doesn't."""
+    reached = None
+    for point in reversed(result["curve"]):
+        if point["worst"]["kl_policy_target"] > divergence:
+            break
+        reached = point["samples"]
+    return reached
+
+
+def _row(runs: list[dict[str, Any]]) -> list[str]:
+    """A line of the table: one algorithm's runs, which differ in their seed only."""
+    cells = [_show([run["worst"][name] for run in runs], "{:.4f}") for name in _COLUMNS]
+    return [_name(runs[0]), *cells, _show([samples_to(run, NEAR) for run in runs], "{:,.0f}"), str(len(runs))]
+
+
 def _name(result: dict[str, Any]) -> str:
     published = " (β = 15, group-normalised)" if result["reward"] == "group_normalized" else ""
     stack = ", whole stack" if result["mode"] == "stack" else ""
     return result["algo"] + published + stack
 
 
-def _show(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+def _show(values: list[float | None], form: str) -> str:
+    if None in values:
+        return "–"
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if len(values) == 1 else f"{form.format(np.mean(values))} [{low}, {high}]"
 
 
 def _answers_figure(results: list[dict[str, Any]]) -> Figure:

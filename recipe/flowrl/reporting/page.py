@@ -1,7 +1,6 @@
 """A self-contained HTML page of tables and figures, for studies over several runs."""
 
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ import matplotlib
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
+
+from recipe.flowrl.files import write_text
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -47,11 +48,5 @@ def write_page(path: Path, title: str, intro: str, sections: Sequence[Section]) 
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     html = environment.get_template("page.html.j2").render(title=title, intro=intro, sections=sections)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(html, encoding="utf-8")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_text(path, html)
     return path
