@@ -16,11 +16,11 @@ $(VENV)/.complete: requirements/cpu.lock requirements/install.py requirements/vl
 train: venv
 	$(VENV)/bin/python -m recipe.flowrl.main_flowrl experiment=countdown_cpu $(RUN)
 
-test: venv
+test: test-unit
 	$(VENV)/bin/python -m pytest
 
 test-unit: venv
-	$(VENV)/bin/python -m pytest tests/unit
+	$(VENV)/bin/python -m pytest -n 2 tests/unit
 
 test-algorithms: venv
 	$(VENV)/bin/python -m pytest -m algorithms tests/stack/test_algorithms.py
