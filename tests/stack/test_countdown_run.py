@@ -119,17 +119,6 @@ def test_lora(launch: Callable[..., Run]) -> None:
         assert run.metrics[step]["actor/flowrl/log_partition_grad_norm"] > 0
 
 
-@pytest.mark.parametrize("algo", ["grpo", "reinforce_plus_plus"])
-def test_other_algorithms(launch: Callable[..., Run], algo: str) -> None:
-    """The same model, data, rollouts and reporting, without anything of FlowRL."""
-    run = launch(*TINY, f"algo={algo}")
-    assert run.metrics[2]["actor/grad_norm"] > 0
-    assert run.metrics[2]["train/solve_rate"] >= 0
-    assert not [name for name in run.metrics[2] if name.startswith("actor/flowrl/")]
-    assert not (run.checkpoint(2) / "actor" / "log_partition.pt").exists()
-    assert (run.run_dir / "report.html").exists()
-
-
 def _prompts(run_dir: Path, step: int) -> list[str]:
     lines = (run_dir / "rollouts" / f"{step}.jsonl").read_text().splitlines()
     return sorted({json.loads(line)["input"] for line in lines})

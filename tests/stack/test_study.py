@@ -1,0 +1,56 @@
+"""A small study through the real stack: two algorithms of verl's own, trained, evaluated, reported."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT, TINY, Run
+
+ALGORITHMS = ("grpo", "reinforce_plus_plus")
+STUDY = ["study=countdown", f"algos={','.join(ALGORITHMS)}", "seeds=0", "steps=2", "puzzles=4", "samples=16", *TINY]
+
+
+def compare(directory: Path, timeout_s: float) -> str:
+    """Run the study in ``directory``; returns what it said."""
+    command = [sys.executable, "-m", "recipe.flowrl.compare", *STUDY, f"dir={directory}"]
+    finished = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=timeout_s)
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    return finished.stdout
+
+
+@pytest.fixture(scope="module")
+def study(prepared: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("study")
+    compare(directory, timeout_s=900)
+    return directory
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_other_algorithms_run_on_the_same_footing(study: Path, algo: str) -> None:
+    """The same model, data, rollouts and reporting, without anything of FlowRL."""
+    run = Run(study / algo / "seed_0", 0, "", 0.0)
+    assert run.metrics[2]["actor/grad_norm"] > 0
+    assert run.metrics[2]["train/solve_rate"] >= 0
+    assert not [name for name in run.metrics[2] if name.startswith("actor/flowrl/")]
+    assert not (run.checkpoint(2) / "actor" / "log_partition.pt").exists()
+    assert (run.run_dir / "report.html").exists()
+
+
+def test_every_run_is_measured(study: Path) -> None:
+    result = json.loads((study / "study.json").read_text())
+    assert set(result["runs"]) == set(ALGORITHMS)
+    for system in (result["base"], *(runs["0"]["evaluation"] for runs in result["runs"].values())):
+        assert len(system["exist"]) == 4
+        for temperature in ("0.6", "1.0"):
+            assert all(0 <= correct <= 16 for correct in system[temperature]["correct"])
+    assert result["base"]["1.0"]["kl_to_base"] == pytest.approx([0.0] * 4, abs=1e-5)
+    page = (study / "report.html").read_text()
+    assert all(algo in page for algo in ALGORITHMS) and "<svg" in page
+
+
+def test_what_is_done_is_not_done_again(study: Path) -> None:
+    before = (study / "study.json").read_text()
+    assert "training" not in compare(study, timeout_s=120)
+    assert (study / "study.json").read_text() == before
