@@ -9,6 +9,7 @@ on. A kill takes one to two minutes.
 import argparse
 import random
 import shutil
+import signal
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -92,11 +93,11 @@ def problems_of(kill: Kill, pid: int) -> list[str]:
     return problems + [f"left: {item}" for item in outcome.left]
 
 
-def run(kills: list[Kill], run_dir: Path, console: Console, out: Path, seed: int) -> None:
-    """Carry out all kills on one run, and write what came of it after each."""
-    victim, previous = None, None
+def run(kills: list[Kill], done: int, run_dir: Path, console: Console, out: Path, seed: int) -> None:
+    """Carry out all kills after the first ``done`` on one run, and write what came of it after each."""
+    victim, previous = None, kills[done - 1] if done and kills[done - 1].kind not in RECOVERS else None
     try:
-        for number, kill in enumerate(kills, 1):
+        for number, kill in enumerate(kills[done:], done + 1):
             victim = victim or Victim(run_dir)
             console.print(f"{number}/{len(kills)}: {kill.kind}, {kill.delay_s} s into {kill.phase!r} ...")
             try:
@@ -105,20 +106,44 @@ def run(kills: list[Kill], run_dir: Path, console: Console, out: Path, seed: int
                 kill.problems.append(str(error)[:300])
                 goes_on = False
             if previous is not None:
-                previous.resumed_step = victim.resumed_step
-                if previous.resumed_step != previous.saved_step:
-                    previous.problems.append(f"went on after step {previous.resumed_step}, not {previous.saved_step}")
+                check_resume(previous, victim)
                 previous = None
             console.print(f"    {kill.outcome.message if kill.outcome else ''} {'; '.join(kill.problems)}".rstrip())
             if not goes_on:
                 victim.end()
                 victim, previous = None, kill
-            write_json(
-                out, {"seed": seed, "machine": describe(), "kills": [asdict(k) for k in kills[:number]]}, indent=1
-            )
+            write(out, kills, number, seed)
+        if previous is not None:
+            victim = Victim(run_dir)
+            victim.wait_for("step")
+            check_resume(previous, victim)
+            write(out, kills, len(kills), seed)
     finally:
         if victim is not None:
             victim.end()
+
+
+def check_resume(kill: Kill, victim: Victim) -> None:
+    """Whether ``victim``, the launch after ``kill``, went on where it should."""
+    kill.resumed_step = victim.resumed_step
+    if kill.resumed_step != kill.saved_step:
+        kill.problems.append(f"went on after step {kill.resumed_step}, not {kill.saved_step}")
+
+
+def write(out: Path, kills: list[Kill], done: int, seed: int) -> None:
+    """The first ``done`` kills of the plan as JSON."""
+    planned = {"seed": seed, "planned": len(kills), "machine": describe()}
+    write_json(out, planned | {"kills": [asdict(kill) for kill in kills[:done]]}, indent=1)
+
+
+def read(out: Path) -> tuple[list[Kill], int, int]:
+    """The plan that ``out`` was written for, how many kills of it have been carried out, and its seed."""
+    written = json.loads(out.read_text())
+    kills = plan(written["planned"], written["seed"])
+    for number, record in enumerate(written["kills"]):
+        outcome = Outcome(**record["outcome"]) if record["outcome"] else None
+        kills[number] = Kill(**record | {"outcome": outcome})
+    return kills, len(written["kills"]), written["seed"]
 
 
 def table(kills: list[Kill]) -> Table:
@@ -146,12 +171,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--run-dir", type=Path, default=PROJECT / "outputs" / "chaos", help="made anew")
     parser.add_argument("--out", type=Path, default=PROJECT / "benchmarks" / "chaos.json")
+    parser.add_argument("--resume", action="store_true", help="carry out what is left of the plan in OUT")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the run is ended
     console = Console()
-    console.print(f"seed {options.seed}, {options.kills} kills")
-    shutil.rmtree(options.run_dir, ignore_errors=True)
-    kills = plan(options.kills, options.seed)
-    run(kills, options.run_dir, console, options.out, options.seed)
+    kills, done, seed = plan(options.kills, options.seed), 0, options.seed
+    if options.resume:
+        kills, done, seed = read(options.out)
+    else:
+        shutil.rmtree(options.run_dir, ignore_errors=True)
+    console.print(f"seed {seed}, {len(kills)} kills, {done} of them carried out")
+    run(kills, done, options.run_dir, console, options.out, seed)
     console.print(table(kills))
     return 1 if any(kill.problems for kill in kills) else 0
 
