@@ -7,6 +7,7 @@ on. A kill takes one to two minutes.
 """
 
 import argparse
+import json
 import random
 import shutil
 import signal

@@ -114,15 +114,20 @@ def of_run(run_id: str) -> list[psutil.Process]:
     return found
 
 
-def guard(run: psutil.Process, run_id: str) -> str | None:
-    """Look on until the run is over or its time to end is up. Then nothing of it is left.
+def guard(pid: int, run_id: str) -> str | None:
+    """Look on until the run with main process ``pid`` is over, or its time to end is up. Then nothing of it is left.
 
     Returns:
         What it died of; None if it ended by itself.
     """
     known: dict[int, psutil.Process] = {}
     deadline, reason, rest = None, None, b""
-    while True:
+    try:
+        run = psutil.Process(pid)
+        known[pid] = run
+    except psutil.NoSuchProcess:
+        run = None
+    while run is not None:
         readable, _, _ = select.select([sys.stdin], [], [], POLL_S)
         data = os.read(sys.stdin.fileno(), 65536) if readable else None
         *lines, rest = (rest + (data or b"")).split(b"\n")
@@ -131,20 +136,18 @@ def guard(run: psutil.Process, run_id: str) -> str | None:
                 return None
             if deadline is None:  # the first reason is the cause
                 deadline, reason = time.monotonic() + message["within_s"], message["reason"]
-        known |= {process.pid: process for process in descendants(run)}
+        known = {p.pid: p for p in [*known.values(), *descendants(run)] if runs(p)}
         if data == b"" or not runs(run):
-            reason = reason or f"the main process (pid {run.pid}) died"
             break
         if deadline is not None and time.monotonic() > deadline:
             break
-    known[run.pid] = run
     known |= {p.pid: p for process in list(known.values()) for p in descendants(process)}
     known.pop(os.getpid(), None)
-    alive = [process for process in known.values() if runs(process)]
-    while alive:
+    known |= {process.pid: process for process in of_run(run_id)}
+    while alive := [process for process in known.values() if runs(process)]:
         end(alive, grace_s=3.0)
-        alive = of_run(run_id)
-    return reason
+        known |= {process.pid: process for process in of_run(run_id)}
+    return reason or f"the main process (pid {pid}) died"
 
 
 def main(arguments: list[str]) -> int:
@@ -154,11 +157,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("directory", type=Path, help="what the run keeps outside its own directory")
     parser.add_argument("keep_ray_logs", type=Path, nargs="?", help="where Ray's logs go")
     options = parser.parse_args(arguments)
-    try:
-        run = psutil.Process(options.pid)
-    except psutil.NoSuchProcess:
-        return 1
-    reason = guard(run, options.directory.name.removeprefix("verl-"))
+    reason = guard(options.pid, options.directory.name.removeprefix("verl-"))
     if reason is not None:
         remove_files(options.directory, options.keep_ray_logs)
         with suppress(OSError):  # the terminal may be gone

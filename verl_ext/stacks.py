@@ -24,8 +24,9 @@ def python_stacks(pids: Collection[int]) -> dict[int, str]:
 def innermost_frame(stacks: str) -> str:
     """The main thread's innermost frame; the first line where there are no frames."""
     lines = stacks.splitlines() or [""]
-    mains = [i for i, line in enumerate(lines[:-1]) if line.startswith("Thread") and '"MainThread"' in line]
-    return lines[mains[0] + 1].strip() if mains else lines[0]
+    threads = [i for i, line in enumerate(lines[:-1]) if line.startswith("Thread ")]
+    threads.sort(key=lambda i: "MainThread" not in lines[i])  # a thread has its name only where threads are in use
+    return lines[threads[0] + 1].strip() if threads else lines[0]
 
 
 def _dump(pid: int) -> str:
@@ -33,10 +34,12 @@ def _dump(pid: int) -> str:
     program = str(beside) if beside.exists() else shutil.which("py-spy")
     if program is None:
         return "no stacks: py-spy isn't installed"
-    try:
-        done = subprocess.run(
-            [program, "dump", "--pid", str(pid)], capture_output=True, text=True, timeout=LIMIT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"no stacks: py-spy took longer than {LIMIT_S:.0f} s"
-    return done.stdout if done.returncode == 0 else f"no stacks: {' '.join(done.stderr.split())}"
+    for mode in (["--nonblocking"], []):  # a process that doesn't run can't be paused, one that does is better paused
+        command = [program, "dump", *mode, "--pid", str(pid)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        except subprocess.TimeoutExpired:
+            return f"no stacks: py-spy took longer than {LIMIT_S:.0f} s"
+        if done.returncode == 0:
+            return done.stdout
+    return f"no stacks: {' '.join(done.stderr.split())}"
