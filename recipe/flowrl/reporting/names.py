@@ -13,6 +13,7 @@ SOLVE_RATE = "train/solve_rate"
 DISTINCT = "train/distinct_solutions"
 LOG_Z = "actor/flowrl/log_z"
 GRAD_NORM = "actor/grad_norm"
+SKIPPED = "actor/skipped_update"
 STEP_TIME = "timing_s/step"
 PROBS_DIFF_MAX = "training/rollout_probs_diff_max"
 
