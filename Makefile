@@ -2,11 +2,12 @@
 # make test    the tests; make test-unit: the fast ones
 # make test-algorithms   every algorithm through the whole stack, half an hour
 # make test-slurm   the SLURM script on a real SLURM on this machine; Debian's packages slurmctld slurmd slurm-client munge
+# make chaos   kills each kind of process of a run, 30 times, and looks at how it ends: 40 minutes or more
 PYTHON ?= python3.11
 VENV ?= .venv
 RUN ?=
 
-.PHONY: venv train test test-unit test-algorithms test-slurm lint bench
+.PHONY: venv train test test-unit test-algorithms test-slurm lint bench chaos
 
 venv: $(VENV)/.complete
 
@@ -30,6 +31,9 @@ test-slurm: venv
 
 lint: venv
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+chaos: venv
+	$(VENV)/bin/python -m benchmarks.chaos
 
 bench: venv
 	$(VENV)/bin/python -m benchmarks.run

@@ -115,13 +115,11 @@ class AuxiliaryModuleMixin:
         """
         policy_norm, auxiliary_norm = self._policy_grad_norm(), _grad_norm(self.auxiliary)
         joint_norm = math.hypot(policy_norm, auxiliary_norm)
-        finite = math.isfinite(joint_norm)
         self._update_stats = {
             f"{self.auxiliary_name}_grad_norm": auxiliary_norm,
             f"{self.auxiliary_name}_lr": self.auxiliary_lr_scheduler.get_last_lr()[0],
-            f"{self.auxiliary_name}_skipped_update": float(not finite),
         }
-        if not finite:
+        if not math.isfinite(joint_norm):
             self.optimizer_zero_grad()
             return joint_norm
 

@@ -1,10 +1,16 @@
-"""End every process that a run has started, also those that lost their parent."""
+"""Find and end the processes of a run, also those that lost their parent, and the shared memory that they hold."""
 
 import ctypes
+import os
+import signal
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
 _PR_SET_CHILD_SUBREAPER = 36
+SHARED_MEMORY = Path("/dev/shm")
 
 
 def adopt_orphans() -> None:
@@ -21,33 +27,80 @@ def adopt_orphans() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
-def end_descendants(grace_s: float = 3.0) -> int:
+def end_descendants(grace_s: float = 3.0, spare: Collection[int] = ()) -> int:
     """Terminate all descendants, then kill those that are left after ``grace_s`` seconds.
+
+    Args:
+        grace_s: seconds between the two.
+        spare: process ids that are left alone.
 
     Returns:
         How many there were.
     """
     ended = set()
-    while processes := [p for p in psutil.Process().children(recursive=True) if _runs(p)]:
-        for process in processes:
-            ended.add(process.pid)
-            _signal(process, "terminate")
-        _, alive = psutil.wait_procs(processes, timeout=grace_s)
-        for process in alive:
-            _signal(process, "kill")
-        psutil.wait_procs(alive, timeout=grace_s)
+    while processes := [p for p in descendants(psutil.Process()) if runs(p) and p.pid not in spare]:
+        ended.update(process.pid for process in processes)
+        end(processes, grace_s)
     return len(ended)
 
 
-def _runs(process: psutil.Process) -> bool:
+def end(processes: Collection[psutil.Process], grace_s: float) -> None:
+    """Terminate ``processes``, kill those that are left after ``grace_s`` seconds, and remove their shared memory.
+
+    A segment of shared memory is removed by the process that made it, or by a helper of that process's, unless both
+    are killed.
+    """
+    segments = shared_memory_of(processes)
+    for process in processes:
+        _signal(process, signal.SIGTERM)
+    _, alive = psutil.wait_procs(processes, timeout=grace_s)
+    for process in alive:
+        _signal(process, signal.SIGKILL)
+    psutil.wait_procs(alive, timeout=grace_s)
+    for segment in segments:
+        with suppress(OSError):
+            segment.unlink()
+
+
+def descendants(process: psutil.Process) -> list[psutil.Process]:
+    """All processes below ``process``, zombies included; none if it is gone."""
+    with suppress(psutil.NoSuchProcess):
+        return process.children(recursive=True)
+    return []
+
+
+def runs(process: psutil.Process) -> bool:
+    """Whether it is alive: neither gone, nor a zombie, nor another process with its number."""
     try:
-        return process.status() != psutil.STATUS_ZOMBIE
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
-def _signal(process: psutil.Process, how: str) -> None:
+def shared_memory_of(processes: Iterable[psutil.Process]) -> set[Path]:
+    """The files in ``/dev/shm`` that ``processes`` have mapped and that still have their name."""
+    found = set()
+    for process in processes:
+        with suppress(OSError):
+            lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+            paths = [line.partition("/")[2] for line in lines if "/dev/shm/" in line]
+            found.update(Path("/" + path) for path in paths if not path.endswith(" (deleted)"))
+    return found
+
+
+def signal_that_ended(pid: int) -> str | None:
+    """The signal that ended a child of this process, such as ``SIGKILL``; None if there was none, or it can't be known.
+
+    The child stays as it is: it can still be waited for.
+    """
     try:
-        getattr(process, how)()
-    except psutil.NoSuchProcess:
-        pass
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    by_signal = ended is not None and ended.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
+    return signal.Signals(ended.si_status).name if by_signal else None
+
+
+def _signal(process: psutil.Process, signum: int) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(signum)

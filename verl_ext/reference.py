@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from verl.single_controller.base.decorator import Dispatch, register
-from verl.workers.engine_workers import ActorRolloutRefWorker
+
+from verl_ext.nonfinite import GuardedWorker
 
 
-class MovableReferenceWorker(ActorRolloutRefWorker):
+class MovableReferenceWorker(GuardedWorker):
     """verl's worker; its reference can be set to the actor. Checkpoints hold the reference once that has happened."""
 
     _reference_moved = False

@@ -7,6 +7,8 @@ import ray
 import zmq
 from verl.workers.rollout.vllm_rollout import ServerAdapter
 
+from verl_ext.guardian import RUN_ID
+
 WEIGHT_SYNC_TIMEOUT_S = float(os.environ.get("VERL_EXT_WEIGHT_SYNC_TIMEOUT_S", "600"))
 
 
@@ -15,12 +17,12 @@ class WeightSyncError(RuntimeError):
 
 
 def run_unique_job_id() -> str:
-    """Ray's job id with the cluster's port.
+    """Ray's job id with the run's own id, or where it has none, in a cluster that others started, with Ray's port.
 
     Every fresh local Ray cluster calls its first job 01000000, so the id alone doesn't tell two runs on one host apart.
     """
     context = ray.get_runtime_context()
-    return f"{context.get_job_id()}-{context.gcs_address.rsplit(':', 1)[-1]}"
+    return f"{context.get_job_id()}-{os.environ.get(RUN_ID) or context.gcs_address.rsplit(':', 1)[-1]}"
 
 
 class BoundedServerAdapter(ServerAdapter):

@@ -15,7 +15,9 @@ from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from verl_ext.critic import CriticWorker
+from verl_ext.nonfinite import SKIPPED, STEP, GuardedWorker
 from verl_ext.stop import StopRequest, StopRequested
+from verl_ext.supervision import ENDING, FAILING
 
 REPLAY_POLL_INTERVAL_S = 0.05
 """verl polls its replay buffer every 2 s, which is the step time of a small model. One poll costs about 1 ms."""
@@ -34,6 +36,9 @@ class RunObserver(Protocol):
     def phase(self, name: str) -> None:
         """A phase has begun; it lasts until the next one begins."""
 
+    def message(self, text: str) -> None:
+        """Something to tell the person who looks on, in a line."""
+
     def log(self, data: dict[str, Any], step: int) -> None:
         """Metrics of a step, as verl's loggers get them."""
 
@@ -41,7 +46,7 @@ class RunObserver(Protocol):
 class ObservedTrainerMixin:
     """Put in front of a verl V1 trainer class; see :func:`choose_trainer`."""
 
-    worker_cls: type[ActorRolloutRefWorker] = ActorRolloutRefWorker
+    worker_cls: type[ActorRolloutRefWorker] = GuardedWorker
     always_reference: bool = False
     observer: RunObserver
     stop_request = StopRequest()
@@ -77,6 +82,24 @@ class ObservedTrainerMixin:
                 self.role_worker_mapping[role] = ray.remote(CriticWorker)
 
     # ---- what is going on --------------------------------------------------------------------------------------
+
+    @contextmanager
+    def failure_told(self) -> Iterator[None]:
+        """Say that the run ends, before verl begins to end its processes because of an error."""
+        try:
+            yield
+        except BaseException as error:
+            self.observer.phase(ENDING if isinstance(error, StopRequested) else FAILING)
+            raise
+
+    def init(self) -> None:
+        with self.failure_told():
+            super().init()
+
+    def fit(self, *args: Any, **kwargs: Any) -> None:
+        with self.failure_told():
+            super().fit(*args, **kwargs)
+        self.observer.phase(ENDING)
 
     def _setup(self) -> None:
         self.observer.phase("reading the data")
@@ -126,7 +149,15 @@ class ObservedTrainerMixin:
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         self.observer.phase("update")
-        return super()._update_actor(_for_workers(batch), metrics)
+        batch = _for_workers(batch)
+        batch.extra_info[STEP] = self.global_steps
+        batch = super()._update_actor(batch, metrics)
+        if skipped := metrics[f"actor/{SKIPPED}"]:
+            self.observer.message(
+                f"warning: step {self.global_steps}: {skipped:.0%} of the updates skipped, their loss or gradient "
+                "wasn't finite"
+            )
+        return batch
 
     def _save_checkpoint(self) -> None:
         self.observer.phase("checkpoint")

@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 
+from verl_ext.faults import RunFault
 from verl_ext.stop import StopRequested
 
 BAD_INPUT, FAILED, STOPPED, INTERRUPTED, TERMINATED = 2, 1, 75, 130, 143
@@ -58,21 +59,23 @@ def account_of(error: BaseException) -> tuple[str, int]:
         return str(cause), STOPPED
     if isinstance(cause, UserError):
         return f"error: {cause}", BAD_INPUT
+    if isinstance(cause, RunFault):
+        return f"error: {cause}", FAILED
     return f"error: {_in_one_line(cause)}", FAILED
 
 
 def root_cause(error: BaseException) -> BaseException:
     """The error that the others were raised from, also where it was raised in a Ray worker.
 
-    Of an error that was raised from another, that is the other one, unless the first is a :class:`UserError`, which
-    says all there is to say.
+    Of an error that was raised from another, that is the other one, unless the first is a :class:`UserError` or a
+    :class:`RunFault`, which says all there is to say.
     """
     # Ray is not imported for this: no error is Ray's unless Ray is loaded.
     ray_task_error = getattr(sys.modules.get("ray.exceptions"), "RayTaskError", ())
     while True:
         if isinstance(error, ray_task_error) and isinstance(error.cause, BaseException):
             error = error.cause
-        elif isinstance(error, UserError) or error.__cause__ is None:
+        elif isinstance(error, UserError | RunFault) or error.__cause__ is None:
             return error
         else:
             error = error.__cause__

@@ -14,6 +14,9 @@ from recipe.flowrl.errors import Terminated
 from recipe.flowrl.reporting.console import RunConsole
 from recipe.flowrl.reporting.events import FIRST_PHASE, EventWriter
 from recipe.flowrl.run_dir import next_log, recorded_launch, resume_step, save_config, set_aside_records
+from recipe.flowrl.supervised import supervised
+from verl_ext.faults import RunFault
+from verl_ext.guardian import Guardian
 from verl_ext.processes import adopt_orphans, end_descendants
 
 SEEDED_ROLLOUTS = "verl_ext.seeded_rollout.SeededAgentLoopManager"
@@ -40,20 +43,29 @@ def launch(config: DictConfig) -> None:
     sigterm = Sigterm()
     sigterm.handle()
     log_path = next_log(run_dir)
+    guardian = Guardian(keep_ray_logs=None if _shares_ray(config) else log_path.with_suffix(".ray"))
+    failed = True
     try:
         with sigterm.told_apart(), _output_into(log_path) as terminal, RunConsole(terminal) as console:
             console.message(f"run directory: {run_dir}")
             console.message(f"log of verl, Ray and vLLM: {log_path}")
             if not _already_finished(config, console):
                 _prepare(config, console)
-                _train(config, run_dir, console, sigterm)
+                _train(config, run_dir, console, sigterm, guardian)
+        failed = False
     except BaseException as error:
         error.log_path = log_path
         raise
     finally:
         for signum in (signal.SIGINT, signal.SIGTERM):  # the end is under way
             signal.signal(signum, signal.SIG_IGN)
-        end_descendants()
+        end_descendants(spare={guardian.pid})
+        guardian.dismiss(failed)
+
+
+def _shares_ray(config: DictConfig) -> bool:
+    """Whether the run joins a Ray cluster that it didn't start."""
+    return bool(os.environ.get("RAY_ADDRESS") or OmegaConf.select(config, "ray_kwargs.ray_init.address"))
 
 
 def _already_finished(config: DictConfig, console: RunConsole) -> bool:
@@ -76,7 +88,7 @@ def _prepare(config: DictConfig, console: RunConsole) -> None:
         console.message(f"warning: {warning}")
 
 
-def _train(config: DictConfig, run_dir: Path, console: RunConsole, sigterm: "Sigterm") -> None:
+def _train(config: DictConfig, run_dir: Path, console: RunConsole, sigterm: "Sigterm", guardian: Guardian) -> None:
     step = resume_step(config)
     if step:
         console.message(f"continuing after step {step}")
@@ -85,9 +97,10 @@ def _train(config: DictConfig, run_dir: Path, console: RunConsole, sigterm: "Sig
     save_config(config, run_dir)
 
     events = run_dir / "events.jsonl"
-    with recorded_launch(config, run_dir), sigterm.told_apart(), console.following(events):
-        EventWriter(events).write("phase", name=FIRST_PHASE)
-        _run_verl(config, sigterm)
+    with recorded_launch(config, run_dir), sigterm.told_apart(), _shut_down_ray():
+        with supervised(events, config.watchdog_s, console, guardian, sigterm.raise_in_main):
+            EventWriter(events).write("phase", name=FIRST_PHASE)
+            _run_verl(config, sigterm)
 
     from recipe.flowrl.reporting.report import write_report  # seconds to import, not needed until now
 
@@ -97,7 +110,6 @@ def _train(config: DictConfig, run_dir: Path, console: RunConsole, sigterm: "Sig
 
 
 def _run_verl(config: DictConfig, sigterm: "Sigterm") -> None:
-    import ray
     from verl.trainer.main_ppo import run_ppo
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
@@ -116,9 +128,16 @@ def _run_verl(config: DictConfig, sigterm: "Sigterm") -> None:
 
     needs_reference = config.flowrl is not None or need_reference_policy(config)
     validate_config(config, use_reference_policy=needs_reference, use_critic=need_critic(config))
+    run_ppo(config, task_runner_class=Runner)
+
+
+@contextmanager
+def _shut_down_ray() -> Iterator[None]:
     try:
-        run_ppo(config, task_runner_class=Runner)
+        yield
     finally:
+        import ray
+
         ray.shutdown()
 
 
@@ -139,9 +158,10 @@ def _output_into(log_path: Path) -> Iterator[TextIO]:
 
 
 class Sigterm:
-    """Turns SIGTERM into the exception that Ray lets through while it waits for a result, and remembers it."""
+    """Turns SIGTERM into the exception that Ray lets through while it waits for a result, and remembers why."""
 
     arrived = False
+    fault: RunFault | None = None
 
     def handle(self) -> None:
         """Install the handler."""
@@ -149,13 +169,18 @@ class Sigterm:
 
     @contextmanager
     def told_apart(self) -> Iterator[None]:
-        """Make what ends the block a :class:`Terminated` where it was the signal."""
+        """Make what ends the block a :class:`Terminated` where it was the signal, or the fault that sent it."""
         try:
             yield
         except BaseException as error:
-            if self.arrived and not isinstance(error, Terminated):
-                raise Terminated() from error
+            if self.arrived and not isinstance(error, Terminated | RunFault):
+                raise self.fault or Terminated() from error
             raise
+
+    def raise_in_main(self, fault: RunFault) -> None:
+        """From another thread: end what the main thread does because of ``fault``."""
+        self.fault = fault
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _raise(self, signum: int, frame: Any) -> None:
         self.arrived = True

@@ -188,3 +188,7 @@ class RecipeTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
         trainer = RecordedTrainer if config.actor_rollout_ref.flowrl is None else FlowRLTrainer
         choose_trainer(config.trainer.v1.trainer_mode, trainer)
         super().run(config)
+
+    def init_agent_loop_manager(self) -> None:
+        with self.trainer.failure_told():
+            super().init_agent_loop_manager()

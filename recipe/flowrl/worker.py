@@ -9,24 +9,24 @@ from tensordict import TensorDict
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils.metric.utils import Metric
 from verl.workers.config import TrainingWorkerConfig
-from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from verl.workers.utils.padding import no_padding_2_padding
 
 from recipe.flowrl.advantages import GROUP_LOG_Z
 from recipe.flowrl.config import FlowRLConfig
 from recipe.flowrl.engine import MODEL_TYPE
 from recipe.flowrl.objective import flowrl_loss
+from verl_ext.nonfinite import GuardedTrainingWorker, GuardedWorker
 
 
-class FlowRLTrainingWorker(TrainingWorker):
+class FlowRLTrainingWorker(GuardedTrainingWorker):
     """verl's training worker on the engine with the log-partition head."""
 
-    def __init__(self, config: TrainingWorkerConfig, *, flowrl: FlowRLConfig) -> None:
-        super().__init__(dataclasses.replace(config, model_type=MODEL_TYPE))
+    def __init__(self, config: TrainingWorkerConfig, *, flowrl: FlowRLConfig, **kwargs: Any) -> None:
+        super().__init__(dataclasses.replace(config, model_type=MODEL_TYPE), **kwargs)
         self.engine.flowrl = flowrl
 
 
-class FlowRLWorker(ActorRolloutRefWorker):
+class FlowRLWorker(GuardedWorker):
     """verl's actor, rollout and reference worker, with FlowRL in the actor; the head only where log Z is learned.
 
     ``config.flowrl`` holds the fields of :class:`FlowRLConfig`.
@@ -36,7 +36,7 @@ class FlowRLWorker(ActorRolloutRefWorker):
         super().__init__(*args, **kwargs)
         self.flowrl = FlowRLConfig.from_mapping(self.config.flowrl)
         if self.flowrl.partition == "learned":
-            self.actor_worker_cls = partial(FlowRLTrainingWorker, flowrl=self.flowrl)
+            self.actor_worker_cls = partial(FlowRLTrainingWorker, flowrl=self.flowrl, guard=self.guard)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:

@@ -15,6 +15,7 @@ import traceback
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from recipe.flowrl.config import FlowRLConfig
 from recipe.flowrl.engine import _decoder
 from recipe.flowrl.partition import prompt_mean
 from recipe.flowrl.worker import flowrl_worker_loss
+from verl_ext.faults import NonFiniteError
+from verl_ext.nonfinite import UpdateGuard
 
 STILL = FlowRLConfig(partition_lr=0.0)
 MOVING = {"lr": 1e-3, "weight_decay": 0.01}
@@ -174,6 +177,33 @@ def non_finite(inputs: Inputs) -> dict[str, Any]:
     metrics = update(worker, replace(inputs.sequences, ref_log_prob=reference))
     results["data"] = {"metrics": metrics, "after": parameters_of(worker)}
     results["recovered"] = update(worker, inputs.sequences)
+    return results
+
+
+def skipped_in_a_row(inputs: Inputs) -> dict[str, Any]:
+    """A loss that is infinite while its gradient isn't, then updates on bad data up to the guard's limit."""
+    directory = str(inputs.directory / f"nonfinite_{inputs.ranks}")
+    worker = make_worker(inputs.qwen2, optim=MOVING, guard=UpdateGuard(2, directory))
+    before = parameters_of(worker)
+
+    def infinite_loss(**kwargs: Any) -> Any:
+        loss, metrics = flowrl_worker_loss(STILL, **kwargs)
+        return loss + math.inf, metrics
+
+    worker.set_loss_fn(infinite_loss)
+    results = {"before": before, "infinite": update(worker, inputs.sequences), "after": parameters_of(worker)}
+    worker.set_loss_fn(partial(flowrl_worker_loss, STILL))
+    results["recovered"] = update(worker, inputs.sequences)
+    reference = [row.clone() for row in inputs.sequences.ref_log_prob]
+    reference[0][:] = math.nan
+    bad = replace(inputs.sequences, ref_log_prob=reference)
+    results["first"] = update(worker, bad, training_step=7)
+    try:
+        update(worker, bad, training_step=8)
+    except NonFiniteError as error:
+        results["error"] = str(error)
+    dist.barrier()  # the files of all ranks are there
+    results["directory"] = directory
     return results
 
 
@@ -384,8 +414,8 @@ def sequence_parallel(inputs: Inputs) -> dict[str, Any]:
 
 
 SCENARIOS = [
-    gradients, updates, dropout, schedule, non_finite, isolation, checkpoint, other_checkpoints, lora, moves, refused,
-    sequence_parallel,
+    gradients, updates, dropout, schedule, non_finite, skipped_in_a_row, isolation, checkpoint, other_checkpoints, lora,
+    moves, refused, sequence_parallel,
 ]  # fmt: skip
 
 

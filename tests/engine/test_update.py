@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+from recipe.flowrl.config import FlowRLConfig
+from recipe.flowrl.replay import replay
+from recipe.flowrl.worker import flowrl_worker_loss
+from verl_ext.nonfinite import load_batch
 
 Result = Callable[[str], Any]
 
@@ -107,12 +114,34 @@ def test_a_nan_in_either_gradient_skips_both(result: Result, part: str) -> None:
 def test_a_skipped_update_is_reported_and_the_next_one_works(result: Result) -> None:
     outcome = result("non_finite")
     skipped, recovered = outcome["data"]["metrics"], outcome["recovered"]
-    assert skipped["flowrl/log_partition_skipped_update"] == 1.0
+    assert skipped["skipped_update"] == 1.0
     assert not math.isfinite(skipped["grad_norm"])
     for name in ("policy", "head"):
         assert_equal(outcome["data"]["after"][name], outcome["before"][name])
-    assert recovered["flowrl/log_partition_skipped_update"] == 0.0
+    assert recovered["skipped_update"] == 0.0
     assert math.isfinite(recovered["grad_norm"])
+
+
+def test_an_infinite_loss_with_a_finite_gradient_is_skipped(result: Result) -> None:
+    outcome = result("skipped_in_a_row")
+    assert outcome["infinite"]["skipped_update"] == 1.0
+    assert_equal(outcome["after"]["policy"], outcome["before"]["policy"])
+    assert outcome["recovered"]["skipped_update"] == 0.0
+
+
+def test_too_many_skipped_updates_in_a_row_end_the_run_and_keep_the_batch(result: Result) -> None:
+    """The recovered update in between starts the count anew."""
+    outcome = result("skipped_in_a_row")
+    assert outcome["first"]["skipped_update"] == 1.0
+    file = Path(outcome["directory"]) / "step_8_rank_0.pt"
+    assert "2 updates in a row, the last in step 8" in outcome["error"]
+    assert str(file) in outcome["error"]
+    replayed = replay(load_batch(file), partial(flowrl_worker_loss, FlowRLConfig(partition_lr=0.0)))
+    assert math.isnan(replayed[0].loss)
+    assert replayed[0].bad_inputs["ref_log_prob"] == replayed[0].bad_gradients == [0]
+    for micro_batch in replayed[1:]:
+        assert micro_batch.loss == pytest.approx(micro_batch.recorded, rel=1e-6)
+        assert not micro_batch.bad_inputs
 
 
 def test_offloading_between_updates_changes_nothing(result: Result) -> None:

@@ -21,6 +21,7 @@ from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelCo
 
 from recipe.flowrl.config import FlowRLConfig
 from recipe.flowrl.worker import FlowRLTrainingWorker, flowrl_worker_loss
+from verl_ext.nonfinite import UpdateGuard
 
 NO_CLIP = 1e9
 
@@ -33,6 +34,7 @@ def make_worker(
     engine: dict[str, Any] | None = None,
     optim: dict[str, Any] | None = None,
     checkpoint: dict[str, Any] | None = None,
+    guard: UpdateGuard | None = None,
 ) -> FlowRLTrainingWorker:
     """An initialised worker in float32 whose policy, unless ``optim`` says otherwise, stays where it is."""
     flowrl = flowrl or FlowRLConfig(partition_lr=0.0)
@@ -62,7 +64,7 @@ def make_worker(
         ),
         checkpoint_config=CheckpointConfig(**(checkpoint or {})),
     )
-    worker = FlowRLTrainingWorker(config, flowrl=flowrl)
+    worker = FlowRLTrainingWorker(config, flowrl=flowrl, guard=guard or UpdateGuard(5, str(directory / "nonfinite")))
     worker.reset()
     worker.set_loss_fn(partial(flowrl_worker_loss, flowrl))
     return worker

@@ -171,7 +171,8 @@ def test_following_a_file_shows_new_events_only_and_ends_the_last_phase(tmp_path
     console, stream, _ = plain
     writer = EventWriter(tmp_path / "events.jsonl")
     writer.write("message", text="of an earlier launch")
-    with contextlib.suppress(RuntimeError), console.following(writer.path, poll_s=0.01):
+    seen = []
+    with contextlib.suppress(RuntimeError), console.following(writer.path, seen.append, poll_s=0.01):
         EventWriter(writer.path).write("phase", name="starting Ray")
         eventually(lambda: "starting Ray ..." in stream.getvalue())
         writer.write("message", text="written just before the end")
@@ -179,6 +180,7 @@ def test_following_a_file_shows_new_events_only_and_ends_the_last_phase(tmp_path
             raise RuntimeError
     end = "starting Ray: failed after 0s" if fails else "starting Ray: done in 0s"
     assert stream.getvalue().splitlines() == ["starting Ray ...", "written just before the end", end]
+    assert [event["event"] for event in seen] == ["phase", "message"]
 
 
 def test_reader_that_goes_away_does_not_end_the_run():

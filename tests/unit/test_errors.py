@@ -10,6 +10,7 @@ from hydra.errors import InstantiationException
 
 from recipe.flowrl.config import FlowRLConfig, FlowRLConfigError
 from recipe.flowrl.errors import Terminated, UserError, exit_status_of, root_cause
+from verl_ext.faults import NonFiniteError, ProcessDied
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +93,14 @@ def test_the_cause_in_a_ray_worker(capsys: pytest.CaptureFixture) -> None:
 def test_bad_input_found_in_a_ray_worker(capsys: pytest.CaptureFixture) -> None:
     assert exit_status_of(_from_ray(UserError("a=1: wrong"))) == 2
     assert capsys.readouterr().err == "error: a=1: wrong\n"
+
+
+def test_a_fault_is_its_message_also_from_a_ray_worker(capsys: pytest.CaptureFixture) -> None:
+    """Whatever it was raised from."""
+    for error in (_raised(ProcessDied("a worker died"), KeyboardInterrupt()), _from_ray(NonFiniteError("not finite"))):
+        assert exit_status_of(error) == 1
+    first, _, second, _ = capsys.readouterr().err.splitlines()
+    assert (first, second) == ("error: a worker died", "error: not finite")
 
 
 def test_bad_input_hides_what_it_was_raised_from() -> None:

@@ -280,6 +280,14 @@ def test_values_that_are_not_finite_are_reported(tmp_path):
     assert "actor/grad_norm is not finite at step 1, 3; those points are left out." in run.notes
 
 
+def test_skipped_updates_are_reported(tmp_path):
+    lines = [f'{{"step": {step}, "actor/skipped_update": {share}}}\n' for step, share in ((1, 0.0), (2, 0.5), (3, 1.0))]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    assert "Updates were skipped at step 2, 3: their loss or gradient was not finite." in load_run(tmp_path).notes
+    (tmp_path / "metrics.jsonl").write_text(lines[0])
+    assert not [note for note in load_run(tmp_path).notes if "skipped" in note]
+
+
 def test_text_of_the_model_stays_text(tmp_path):
     run = synthetic_run(tmp_path / "run", steps=6, puzzles=2)
     for name in ("0", "6"):

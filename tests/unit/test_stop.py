@@ -9,6 +9,7 @@ import pytest
 from recipe.flowrl.errors import STOPPED, exit_status_of
 from verl_ext import stop
 from verl_ext.stop import StopRequest, StopRequested
+from verl_ext.supervision import ENDING, FAILING
 
 
 def test_no_request() -> None:
@@ -101,3 +102,24 @@ def test_a_request_during_the_last_step_changes_nothing(trainer: Any, tmp_path: 
     (tmp_path / "stop").touch()
     trainer.fit(save_freq=5)
     assert trainer.saved == [] and trainer.logged == [1]
+
+
+@pytest.mark.parametrize(
+    ("error", "last"), [(None, ENDING), (StopRequested("asked to"), ENDING), (ValueError("broken"), FAILING)]
+)
+def test_a_run_says_that_it_ends(trainer: Any, error: Exception | None, last: str) -> None:
+    """Before verl ends the first process, so that it isn't taken for dead."""
+    phases: list[str] = []
+    trainer.observer = SimpleNamespace(phase=phases.append)
+    trainer.total_training_steps = 1
+
+    def fail() -> None:
+        raise error
+
+    if error is not None:
+        trainer.on_step_end = fail
+        with pytest.raises(type(error)):
+            trainer.fit(save_freq=5)
+    else:
+        trainer.fit(save_freq=5)
+    assert phases[-1] == last

@@ -43,6 +43,8 @@ VALUES = {
     "run_dir={tmp}/file/run": ["run_dir", "{tmp}/file is a file", "choose another"],
     "deterministic=maybe": ["deterministic", "'maybe'", "true | false"],
     "stop_deadline=-5": ["stop_deadline", "-5", "> 0"],
+    "watchdog_s=0": ["watchdog_s", "0", "> 0", "null (no limit)"],
+    "max_skipped_updates=0": ["max_skipped_updates", "0", "an integer >= 1"],
     "slurm.time=2days": ["slurm.time", "'2days'", "24:00:00"],
     "slurm.time=00:00:00": ["slurm.time", "'00:00:00'", "hours:minutes:seconds"],
     "slurm.notice_s=90000": ["slurm.notice_s=90000", "slurm.time=24:00:00", "less notice or more time"],

@@ -55,6 +55,8 @@ _TIME_LIMIT = Rule("hours:minutes:seconds, such as '24:00:00'", lambda value: se
 RULES = {
     "deterministic": BOOLEAN,
     "stop_deadline": POSITIVE.or_none("none"),
+    "max_skipped_updates": COUNT,
+    "watchdog_s": POSITIVE.or_none("no limit"),
     "slurm.time": _TIME_LIMIT,
     "slurm.notice_s": COUNT,
     "trainer.nnodes": COUNT,

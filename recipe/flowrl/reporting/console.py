@@ -202,8 +202,12 @@ class RunConsole:
                 self.error(text)
 
     @contextmanager
-    def following(self, path: str | Path, poll_s: float = 0.2) -> Iterator[None]:
+    def following(
+        self, path: str | Path, also: Callable[[Mapping[str, Any]], None] = lambda event: None, poll_s: float = 0.2
+    ) -> Iterator[None]:
         """Show the events that are appended to ``path`` from now on, in a thread, until the block ends.
+
+        ``also`` is given each of them too.
 
         The phase under way at that moment ends with it, as failed if the block raises.
         """
@@ -212,6 +216,7 @@ class RunConsole:
         def show_all() -> None:
             for event in follow(path, stop, offset=offset, poll_s=poll_s):
                 self.show(event)
+                also(event)
 
         thread = threading.Thread(target=show_all, name="console-events", daemon=True)
         thread.start()

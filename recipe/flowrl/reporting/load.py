@@ -201,10 +201,16 @@ def load_run(run_dir: str | Path) -> Run:
     if not dumps:
         notes.append("No validation dump (validation/STEP.jsonl): no sample generations, no figures per puzzle.")
     for name, steps in metrics.not_finite.items():
-        listed = ", ".join(map(str, steps[:8])) + (", …" if len(steps) > 8 else "")
-        notes.append(f"{name} is not finite at step {listed}; those points are left out.")
+        notes.append(f"{name} is not finite at step {_listed(steps)}; those points are left out.")
+    if names.SKIPPED in metrics and (skipped := metrics[names.SKIPPED]).values.any():
+        steps = skipped.steps[skipped.values > 0].tolist()
+        notes.append(f"Updates were skipped at step {_listed(steps)}: their loss or gradient was not finite.")
     record, base_policy = (_read_object(path / name, notes) for name in ("run.json", "base_policy.json"))
     return Run(path, metrics, config_text, config, record, base_policy, first, last, notes)
+
+
+def _listed(steps: list[int]) -> str:
+    return ", ".join(map(str, steps[:8])) + (", …" if len(steps) > 8 else "")
 
 
 def _json_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ DISTINCT = "train/distinct_solutions"
 MISSING = "train/missing_rollouts"
 LOG_Z = "actor/flowrl/log_z"
 GRAD_NORM = "actor/grad_norm"
+SKIPPED = "actor/skipped_update"
 STEP_TIME = "timing_s/step"
 PROBS_DIFF_MAX = "training/rollout_probs_diff_max"
 

@@ -24,6 +24,10 @@ class RunRecorder:
         """A phase has begun; it lasts until the next one begins or a step ends."""
         self._events.write("phase", name=name)
 
+    def message(self, text: str) -> None:
+        """A line for the console."""
+        self._events.write("message", text=text)
+
     def log(self, data: dict[str, Any], step: int) -> None:
         """Append the metrics of ``step``, flat, numbers only. Step 0 is the validation before training."""
         numbers = {name: _number(value) for name, value in data.items()}

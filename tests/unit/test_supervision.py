@@ -1,0 +1,186 @@
+"""Deaths and stalls as the supervisor sees them, on processes that carry the titles of Ray's and vLLM's."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from ray.exceptions import ActorDiedError
+
+from verl_ext import supervision
+from verl_ext.faults import ProcessDied, RunFault, Stalled
+from verl_ext.supervision import Member, Supervisor, member
+
+Start = Callable[[str], subprocess.Popen]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start a process whose title is the given one."""
+    processes: list[subprocess.Popen] = []
+
+    def popen(title: str) -> subprocess.Popen:
+        processes.append(subprocess.Popen([title, "60"], executable="/bin/sleep"))
+        return processes[-1]
+
+    yield popen
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+class Watched:
+    """A supervisor at work, and what it had to say."""
+
+    def __init__(self, watchdog_s: float | None = None, grace_s: float = 0.2) -> None:
+        self.faults: list[RunFault] = []
+        self.stalled: list[Member] = []
+        self.called = threading.Event()
+        self.supervisor = Supervisor(self._end, watchdog_s, self.stalled.extend, grace_s)
+
+    def _end(self, fault: RunFault) -> None:
+        self.faults.append(fault)
+        self.called.set()
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervision, "POLL_S", 0.05)
+    monkeypatch.setattr(supervision, "FAILING_GRACE_S", 1.0)
+
+
+def kill(process: subprocess.Popen, reap: bool = True) -> None:
+    process.send_signal(signal.SIGKILL)
+    if reap:
+        process.wait()
+    time.sleep(0.3)
+
+
+@pytest.mark.parametrize(
+    ("title", "kind"),
+    [
+        ("/site-packages/ray/core/src/ray/gcs/gcs_server", "Ray's head service"),
+        ("/site-packages/ray/core/src/ray/raylet/raylet", "Ray's node service"),
+        ("ray::TaskRunnerV1.run", "the trainer"),
+        ("ray::WorkerDict.actor_rollout_ref_update_actor", "a training worker"),
+        ("ray::CPUHttpServer.generate", "a vLLM server"),
+        ("VLLM::EngineCore", "a vLLM engine process"),
+        ("VLLM::Worker_TP0", "a vLLM engine process"),
+        ("ray::SeededAgentLoopWorker", "an agent loop worker"),
+        ("ray::RewardLoopWorker.compute_score", "a reward worker"),
+        ("ray::SimpleStorageUnit", "a part of the data queue"),
+        ("ray::GlobalRequestLoadBalancer", "a Ray actor"),
+        ("ray::IDLE", None),
+        ("ray::get_node_ip", None),
+        ("/bin/sleep", None),
+    ],
+)
+def test_kinds(start: Start, title: str, kind: str | None) -> None:
+    import psutil
+
+    process = start(title)
+    time.sleep(0.1)
+    found = member(psutil.Process(process.pid))
+    assert (found and found.kind) == kind
+
+
+def test_a_death_ends_the_run_and_is_named(start: Start) -> None:
+    worker, watched = start("ray::WorkerDict.update_actor"), Watched()
+    with watched.supervisor.watching():
+        time.sleep(0.3)
+        kill(worker, reap=False)
+        assert watched.called.wait(5)
+    assert isinstance(watched.faults[0], ProcessDied)
+    assert str(watched.faults[0]) == f"a training worker (WorkerDict, pid {worker.pid}) was ended by SIGKILL"
+
+
+def test_the_one_that_took_the_others_along_is_named(start: Start) -> None:
+    processes = [start(title) for title in ("ray::WorkerDict", "/x/raylet", "ray::CPUHttpServer")]
+    watched = Watched()
+    time.sleep(0.2)
+    watched.supervisor._look()
+    for process in processes:
+        kill(process)
+    assert "raylet" in str(watched.supervisor.fault_behind(RuntimeError("x")))
+
+
+def test_who_comes_and_goes_is_no_death(start: Start) -> None:
+    processes, watched = [start("ray::IDLE"), start("ray::get_node_ip")], Watched()
+    with watched.supervisor.watching():
+        time.sleep(0.2)
+        for process in processes:
+            kill(process)
+        assert not watched.called.wait(0.5)
+    assert watched.supervisor.fault_behind(RuntimeError("x")) is None
+
+
+def test_a_run_that_is_done_ends_its_own_processes(start: Start) -> None:
+    storage, watched = start("ray::SimpleStorageUnit"), Watched()
+    with watched.supervisor.watching():
+        time.sleep(0.2)
+        watched.supervisor.closing()
+        kill(storage)
+        assert not watched.called.wait(0.5)
+
+
+def test_a_run_that_fails_ends_its_data_queue_first(start: Start) -> None:
+    """That is no cause, unless the error is Ray's; a run that then doesn't end is ended."""
+    storage, watched = start("ray::SimpleStorageUnit"), Watched()
+    with watched.supervisor.watching():
+        time.sleep(0.2)
+        watched.supervisor.failing(time.time())
+        kill(storage)
+        assert watched.supervisor.fault_behind(ValueError("its own error")) is None
+        assert "SimpleStorageUnit" in str(watched.supervisor.fault_behind(ActorDiedError()))
+        assert not watched.faults
+        assert watched.called.wait(5)
+
+
+def test_a_death_before_the_failure_is_its_cause(start: Start) -> None:
+    storage, watched = start("ray::SimpleStorageUnit"), Watched(grace_s=60)
+    with watched.supervisor.watching():
+        time.sleep(0.2)
+        kill(storage)
+        watched.supervisor.failing(time.time())
+        assert "SimpleStorageUnit" in str(watched.supervisor.fault_behind(ValueError("the queue doesn't answer")))
+
+
+def test_a_stall_tells_the_phase_and_who_is_there(start: Start) -> None:
+    start("VLLM::EngineCore")
+    watched = Watched(watchdog_s=0.6)
+    watched.supervisor.progress("rollout")
+    with watched.supervisor.watching():
+        assert watched.called.wait(5)
+    assert isinstance(watched.faults[0], Stalled)
+    assert str(watched.faults[0]) == "no progress in 0.6 s, in phase 'rollout'"
+    assert [m.name for m in watched.stalled] == ["VLLM::EngineCore"]
+
+
+def test_progress_holds_the_watchdog_off() -> None:
+    watched = Watched(watchdog_s=0.6)
+    with watched.supervisor.watching():
+        for _ in range(8):
+            watched.supervisor.progress("update")
+            assert not watched.called.wait(0.2)
+
+
+def test_stacks_of_another_process() -> None:
+    from verl_ext.stacks import innermost_frame, python_stacks
+
+    script = "import time\ndef waits_here():\n    print('up', flush=True)\n    time.sleep(60)\nwaits_here()"
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    try:
+        process.stdout.readline()
+        stacks = python_stacks([process.pid])[process.pid]
+        if stacks.startswith("no stacks: ") and "ermission" in stacks:
+            pytest.skip(f"the kernel doesn't let py-spy look: {stacks}")
+        assert innermost_frame(stacks).startswith("waits_here")
+        assert python_stacks([2**22 - 1])[2**22 - 1].startswith("no stacks: ")
+    finally:
+        process.kill()
+        process.wait()

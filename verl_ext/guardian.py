@@ -1,0 +1,169 @@
+"""A small process that outlives its run: it ends what a killed run leaves behind, and a run that can't end itself.
+
+``kill -9``, or an abort in native code, gives a process no chance to clean up, and Ray's and vLLM's processes go on for
+minutes. The guardian looks on from a session of its own, so that Ctrl-C or a kill of the process group doesn't reach
+it. Standard library and psutil only: it starts fast and stays small.
+"""
+
+import argparse
+import glob
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from verl_ext.processes import descendants, end, runs
+
+RUN_ID = "VERL_EXT_RUN_ID"
+"""Environment variable that all processes of a run on this machine share."""
+
+POLL_S = 1.0
+SYNC_SOCKETS = "/tmp/rl-colocate-zmq-*-{run_id}-*"
+"""verl's sockets of the weight sync; see ``verl_ext.rollout.run_unique_job_id``."""
+
+
+class Guardian:
+    """Starts the guardian of this process, and tells it what goes on.
+
+    Sets :data:`RUN_ID`, and where vLLM and, unless ``shared_ray``, Ray keep their sockets and files, which is a
+    directory under the system's temporary one. Make it before Ray starts.
+
+    Args:
+        keep_ray_logs: where Ray's own logs go when the run fails; None where Ray isn't the run's own.
+    """
+
+    def __init__(self, keep_ray_logs: Path | None) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="verl-"))
+        os.environ[RUN_ID] = self.directory.name.removeprefix("verl-")
+        os.environ["VLLM_RPC_BASE_PATH"] = str(self.directory)
+        if keep_ray_logs is not None:
+            os.environ["RAY_TMPDIR"] = str(self.directory)
+        self._keep_ray_logs = keep_ray_logs
+        self._start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ensure(self) -> bool:
+        """Start it again if it is gone; returns whether it was."""
+        gone = self._process.poll() is not None
+        if gone:
+            self._start()
+        return gone
+
+    def expect_end(self, within_s: float, reason: str) -> None:
+        """The run is about to end, because of ``reason``: after ``within_s`` seconds it is killed."""
+        self._tell({"within_s": within_s, "reason": reason})
+
+    def dismiss(self, failed: bool) -> None:
+        """Nothing is left to end: remove the run's files outside its directory. The guardian goes."""
+        remove_files(self.directory, self._keep_ray_logs if failed else None)
+        self._tell({"done": True})
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _start(self) -> None:
+        command = [sys.executable, "-m", "verl_ext.guardian", str(os.getpid()), str(self.directory)]
+        command += [str(self._keep_ray_logs)] if self._keep_ray_logs else []
+        project = str(Path(__file__).resolve().parents[1])
+        path = os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH")]))
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+
+
+def remove_files(directory: Path, keep_ray_logs: Path | None) -> None:
+    """Remove a run's directory of sockets, and its sockets elsewhere; Ray's logs are moved to ``keep_ray_logs``."""
+    for logs in directory.glob("ray/session_*/logs") if keep_ray_logs else ():
+        if not logs.parent.is_symlink():  # Ray's session_latest
+            with suppress(OSError):
+                shutil.copytree(logs, keep_ray_logs, dirs_exist_ok=True, symlinks=True)
+    shutil.rmtree(directory, ignore_errors=True)
+    for socket in glob.glob(SYNC_SOCKETS.format(run_id=directory.name.removeprefix("verl-"))):
+        with suppress(OSError):
+            os.unlink(socket)
+
+
+def of_run(run_id: str) -> list[psutil.Process]:
+    """The processes that have ``run_id`` in their environment, but for this one."""
+    wanted, found = f"{RUN_ID}={run_id}".encode(), []
+    for process in psutil.process_iter():
+        with suppress(OSError):
+            variables = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+            if wanted in variables and process.pid != os.getpid():
+                found.append(process)
+    return found
+
+
+def guard(pid: int, run_id: str) -> str | None:
+    """Look on until the run with main process ``pid`` is over, or its time to end is up. Then nothing of it is left.
+
+    Returns:
+        What it died of; None if it ended by itself.
+    """
+    known: dict[int, psutil.Process] = {}
+    deadline, reason, rest = None, None, b""
+    try:
+        run = psutil.Process(pid)
+        known[pid] = run
+    except psutil.NoSuchProcess:
+        run = None
+    while run is not None:
+        readable, _, _ = select.select([sys.stdin], [], [], POLL_S)
+        data = os.read(sys.stdin.fileno(), 65536) if readable else None
+        *lines, rest = (rest + (data or b"")).split(b"\n")
+        for message in map(json.loads, lines):
+            if message.get("done"):
+                return None
+            if deadline is None:  # the first reason is the cause
+                deadline, reason = time.monotonic() + message["within_s"], message["reason"]
+        known = {p.pid: p for p in [*known.values(), *descendants(run)] if runs(p)}
+        if data == b"" or not runs(run):
+            break
+        if deadline is not None and time.monotonic() > deadline:
+            break
+    known |= {p.pid: p for process in list(known.values()) for p in descendants(process)}
+    known.pop(os.getpid(), None)
+    known |= {process.pid: process for process in of_run(run_id)}
+    while alive := [process for process in known.values() if runs(process)]:
+        end(alive, grace_s=3.0)
+        known |= {process.pid: process for process in of_run(run_id)}
+    return reason or f"the main process (pid {pid}) died"
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m verl_ext.guardian", description=__doc__.split("\n")[0])
+    parser.add_argument("pid", type=int, help="the run's main process")
+    parser.add_argument("directory", type=Path, help="what the run keeps outside its own directory")
+    parser.add_argument("keep_ray_logs", type=Path, nargs="?", help="where Ray's logs go")
+    options = parser.parse_args(arguments)
+    reason = guard(options.pid, options.directory.name.removeprefix("verl-"))
+    if reason is not None:
+        remove_files(options.directory, options.keep_ray_logs)
+        with suppress(OSError):  # the terminal may be gone
+            print(f"error: {reason}; its processes have been ended", file=sys.stderr, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,163 @@
+"""Notice that a process of the run has died or that the run stands still, and say so instead of waiting for ever.
+
+Ray tells of an actor's death whoever asks that actor for something. Some of verl's waits ask nobody: the replay buffer
+polls for rollouts that no one makes any more, a socket waits for a peer that is gone.
+"""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+
+from verl_ext.faults import ProcessDied, RunFault, Stalled
+from verl_ext.processes import descendants, runs, signal_that_ended
+
+POLL_S = 0.5
+GRACE_S = 5.0
+"""After a death the run has so long to end by itself, with an error of its own or because it is done."""
+
+FAILING_GRACE_S = 20.0
+"""As much once it has said that it is failing: verl ends its data queue first."""
+
+ENDING, FAILING = "ending", "ending after an error"
+"""The last phase of a run: verl ends its processes, one after the other."""
+
+KINDS = {
+    r"ray::(RuntimeEnvAgent|DashboardAgent)": "an agent of Ray's node service",
+    r".*/(gcs_server)": "Ray's head service",
+    r".*/(raylet)": "Ray's node service",
+    r"ray::(\w*TaskRunner\w*)": "the trainer",
+    r"ray::(\w*HttpServer)": "a vLLM server",
+    r"(VLLM::\S+)": "a vLLM engine process",
+    r"ray::(\w*AgentLoopWorker\w*)": "an agent loop worker",
+    r"ray::(\w*RewardLoopWorker\w*)": "a reward worker",
+    r"ray::(WorkerDict|\w*Worker)\b": "a training worker",
+    r"ray::(TransferQueueController|SimpleStorageUnit)": "a part of the data queue",
+    r"ray::(?!IDLE)([A-Z]\w*)": "a Ray actor",
+}
+"""Start of a process's title -> what it is. If several die at once, the first of them here took the others along.
+
+Ray's idle workers and those that run a plain function come and go, and its monitors aren't needed: they aren't here.
+"""
+
+ENDED_FIRST = "a part of the data queue"
+"""What verl ends itself when the trainer fails, before the error gets here."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A process that the run needs. ``rank``: its place in :data:`KINDS`."""
+
+    process: psutil.Process
+    kind: str
+    name: str
+    rank: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.name}, pid {self.process.pid})"
+
+
+def member(process: psutil.Process) -> Member | None:
+    """What ``process`` is in the run; None if the run doesn't need it, or it is gone."""
+    try:
+        title = (process.cmdline() or [""])[0]
+    except psutil.Error:
+        return None
+    for rank, (pattern, kind) in enumerate(KINDS.items()):
+        if match := re.match(pattern, title):
+            return Member(process, kind, match[1], rank)
+    return None
+
+
+@dataclass(frozen=True)
+class Death:
+    """``seen``: when it was noticed, seconds since the epoch."""
+
+    member: Member
+    signal: str | None
+    seen: float
+
+    def __str__(self) -> str:
+        return f"{self.member} was ended by {self.signal}" if self.signal else f"{self.member} died"
+
+
+class Supervisor:
+    """Watches the descendants of this process, and the time since the run last told of progress.
+
+    Args:
+        end: called once, in a thread of its own, with what is to end the run.
+        watchdog_s: seconds without progress that end the run; None: no limit.
+        on_stall: called before ``end`` where nothing moves, with the processes that the run needs.
+    """
+
+    def __init__(
+        self,
+        end: Callable[[RunFault], None],
+        watchdog_s: float | None,
+        on_stall: Callable[[list[Member]], None],
+        grace_s: float = GRACE_S,
+    ) -> None:
+        self._end, self._on_stall, self._watchdog_s, self._grace_s = end, on_stall, watchdog_s, grace_s
+        self._members: dict[int, Member] = {}
+        self._deaths: list[Death] = []
+        self._phase, self._progress = "starting", time.time()
+        self._closing, self._failing_since = False, None
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch until the block ends."""
+        stop = threading.Event()
+        threading.Thread(target=self._watch, args=(stop,), name="supervisor", daemon=True).start()
+        try:
+            yield
+        finally:
+            stop.set()
+
+    def progress(self, phase: str) -> None:
+        """The run has begun ``phase``."""
+        self._phase, self._progress = phase, time.time()
+
+    def closing(self) -> None:
+        """The run is done and ends its processes."""
+        self._closing = True
+
+    def failing(self, since: float) -> None:
+        """The run has met an error, ``since`` (seconds since the epoch), which is on its way to here."""
+        self._failing_since = since
+
+    def fault_behind(self, cause: BaseException) -> ProcessDied | None:
+        """The death that explains ``cause``, with which the run has ended; None if that speaks for itself."""
+        from ray.exceptions import RayError
+
+        self._look()
+        for death in self._deaths if not self._closing else ():
+            own_doing = self._failing_since is not None and death.seen > self._failing_since
+            if isinstance(cause, RayError) or not (own_doing and death.member.kind == ENDED_FIRST):
+                return ProcessDied(str(death))
+        return None
+
+    def _watch(self, stop: threading.Event) -> None:
+        while not stop.wait(POLL_S):
+            self._look()
+            now = time.time()
+            if self._deaths and not self._closing:
+                since = max(self._deaths[0].seen, self._failing_since or 0)
+                if now - since > (self._grace_s if self._failing_since is None else FAILING_GRACE_S):
+                    return self._end(ProcessDied(str(self._deaths[0])))
+            if self._watchdog_s is not None and now - self._progress > self._watchdog_s:
+                self._on_stall([m for m in self._members.values() if runs(m.process)])
+                return self._end(Stalled(f"no progress in {self._watchdog_s:g} s, in phase {self._phase!r}"))
+
+    def _look(self) -> None:
+        """Note who is there and who is no more."""
+        with self._lock:
+            alive = {p.pid: p for p in descendants(psutil.Process()) if runs(p)}
+            gone = [self._members.pop(pid) for pid in list(self._members) if pid not in alive]
+            for lost in sorted(gone, key=lambda lost: lost.rank):
+                self._deaths.append(Death(lost, signal_that_ended(lost.process.pid), time.time()))
+            self._members |= {m.process.pid: m for m in map(member, alive.values()) if m is not None}
