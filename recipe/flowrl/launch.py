@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -14,6 +14,7 @@ from recipe.flowrl.errors import Terminated
 from recipe.flowrl.reporting.console import RunConsole
 from recipe.flowrl.reporting.events import FIRST_PHASE, EventWriter
 from recipe.flowrl.run_dir import next_log, recorded_launch, resume_step, save_config, set_aside_records
+from recipe.flowrl.terminal import output_into
 from verl_ext.processes import adopt_orphans, end_descendants
 
 SEEDED_ROLLOUTS = "verl_ext.seeded_rollout.SeededAgentLoopManager"
@@ -41,7 +42,7 @@ def launch(config: DictConfig) -> None:
     sigterm.handle()
     log_path = next_log(run_dir)
     try:
-        with sigterm.told_apart(), _output_into(log_path) as terminal, RunConsole(terminal) as console:
+        with sigterm.told_apart(), output_into(log_path) as terminal, RunConsole(terminal) as console:
             console.message(f"run directory: {run_dir}")
             console.message(f"log of verl, Ray and vLLM: {log_path}")
             if not _already_finished(config, console):
@@ -120,22 +121,6 @@ def _run_verl(config: DictConfig, sigterm: "Sigterm") -> None:
         run_ppo(config, task_runner_class=Runner)
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def _output_into(log_path: Path) -> Iterator[TextIO]:
-    """Send this process's stdout and stderr, and so what Ray forwards, to a file; yields the terminal."""
-    saved = os.dup(1), os.dup(2)
-    with open(log_path, "a") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    try:
-        with os.fdopen(os.dup(saved[0]), "w", buffering=1, encoding="utf-8", errors="replace") as terminal:
-            yield terminal
-    finally:
-        for descriptor, original in zip((1, 2), saved, strict=True):
-            os.dup2(original, descriptor)
-            os.close(original)
 
 
 class Sigterm:
