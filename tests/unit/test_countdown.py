@@ -3,6 +3,8 @@
 import ast
 import json
 import random
+import subprocess
+import sys
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -161,3 +163,15 @@ def test_parse_never_raises_on_text() -> None:
     draw = random.Random(2)
     for _ in range(2000):
         parse("".join(draw.choice("0123456789+-*/() ") for _ in range(draw.randrange(30))))
+
+
+def test_first_scores_in_several_threads() -> None:
+    """reasoning-gym is imported by whoever comes first."""
+    program = (
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from recipe.flowrl.data.gym import countdown_score\n"
+        "with ThreadPoolExecutor(8) as pool:\n"
+        "    scores = list(pool.map(lambda _: countdown_score('1 + 2', [1, 2], 3), range(8)))\n"
+        "assert scores == [1.0] * 8, scores\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

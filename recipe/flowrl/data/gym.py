@@ -8,6 +8,7 @@ rest (``reasoning_gym`` and ``reasoning_gym.games``), which are gone from ``sys.
 import importlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,9 @@ from types import ModuleType
 from typing import Any
 
 _PACKAGE = "reasoning_gym"
+
+_IMPORTING = threading.Lock()
+"""The stand-ins are in ``sys.modules`` for a moment: a second thread must not take them for the package."""
 
 
 def countdown_dataset(**options: Any) -> Any:
@@ -38,6 +42,11 @@ def _scorer() -> Any:
 @lru_cache(maxsize=1)
 def _factory() -> ModuleType:
     """The module ``reasoning_gym.factory``, with Countdown registered and nothing else."""
+    with _IMPORTING:
+        return _imported()
+
+
+def _imported() -> ModuleType:
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.submodule_search_locations is None:
         raise ModuleNotFoundError("reasoning-gym is not installed: pip install --no-deps reasoning-gym==0.1.25")
