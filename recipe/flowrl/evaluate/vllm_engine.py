@@ -4,16 +4,18 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from recipe.flowrl.errors import UserError
 from recipe.flowrl.evaluate.generation import Completion, Request, Sampling
 from recipe.flowrl.rules import guess
 
-_CPU_CLUSTER = Path(__file__).resolve().parents[3] / "configs" / "cluster" / "cpu.yaml"
+_CPU_ENVIRONMENT = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # while this is 1, vLLM's CPU build changes the executor uni to mp
+    "VLLM_NO_USAGE_STATS": "1",
+    "TORCHDYNAMO_DISABLE": "1",  # a compilation of 17 s that a short run never earns back
+}
 _CPU_SETTINGS = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -42,19 +44,18 @@ class VLLMEngine:
     def __init__(self, model: str, prompts: Sequence[str], max_tokens: int, settings: dict[str, Any]) -> None:
         import torch
 
-        self._model = model
         on_cpu = not torch.cuda.is_available()
         if on_cpu:
-            _set_cpu_environment()
+            for name, value in _CPU_ENVIRONMENT.items():  # read when vLLM is imported
+                os.environ.setdefault(name, value)
         self._tokens = _tokenized(model, prompts)
         longest = max(map(len, self._tokens.values()))
+        _check_length(model, longest, max_tokens)
         length = longest + max_tokens
-        own = {"model": model, "max_model_len": length, "disable_log_stats": True}
+        own: dict[str, Any] = {"model": model, "max_model_len": length, "disable_log_stats": True}
         if on_cpu:
             own |= _CPU_SETTINGS | {"max_num_batched_tokens": max(2048, length)}
-        self._settings = {**own, **settings}
-        _check_length(model, longest, max_tokens)
-        self._engine = _start(self._settings)
+        self._engine = _start(own | settings)
 
     def __enter__(self) -> "VLLMEngine":
         return self
@@ -87,15 +88,6 @@ class VLLMEngine:
                     response = output.outputs[0]
                     completion = Completion(response.text, _reason(response), len(response.token_ids))
                     yield waiting.pop(output.request_id), completion
-
-
-def _set_cpu_environment() -> None:
-    """What vLLM's CPU build reads when it is imported; what the user set stays."""
-    variables = OmegaConf.load(_CPU_CLUSTER).ray_kwargs.ray_init.runtime_env.env_vars
-    # While this is 1, vLLM's CPU build changes the executor uni to mp.
-    ours = {name: str(value) for name, value in variables.items()} | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    for name, value in ours.items():
-        os.environ.setdefault(name, value)
 
 
 def _tokenized(model: str, prompts: Sequence[str]) -> dict[str, list[int]]:
