@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,11 +14,14 @@ from typing import Any
 
 import pytest
 
+from recipe.flowrl.data.code_tasks import code_task
 from recipe.flowrl.data.manifest import write_manifest
 from recipe.flowrl.data.parquet import prompt_row, write_rows
+from recipe.flowrl.data.sources import read_rows
 from recipe.flowrl.errors import UserError
 from recipe.flowrl.evaluate.__main__ import evaluate, main
 from recipe.flowrl.evaluate.benchmarks import load
+from recipe.flowrl.evaluate.contests import known_problems, problem_fingerprint
 from recipe.flowrl.evaluate.generation import Completion, Request, Sampling, request_seed
 from recipe.flowrl.evaluate.model import model_directory, model_fingerprint, model_name
 from recipe.flowrl.evaluate.options import Options, parse
@@ -25,9 +29,11 @@ from recipe.flowrl.evaluate.progress import Progress
 from recipe.flowrl.evaluate.records import Records
 from recipe.flowrl.evaluate.server import ServerEngine
 from recipe.flowrl.files import alone_in
+from recipe.flowrl.prepare_data import main as prepare_data
 from recipe.flowrl.reporting.console import RunConsole
 from recipe.flowrl.sandbox import bubblewrap
 
+REAL_DATA = os.environ.get("FLOWRL_REAL_DATA")
 ANSWERS = {"1+1": "2", "2+2": "4", "1/2": r"\frac{1}{2}", "3*3": "9"}
 
 
@@ -270,6 +276,19 @@ def test_countdown(tmp_path: Path) -> None:
     found = run(options, Scripted(lambda problem, sample: texts[sample]))[0]["benchmarks"]["countdown"]
     assert found["avg_at_n"]["value"] == 0.5 and found["maj_at_n"]["value"] == 1.0
     assert found["extraction_failed"] == 0.25
+
+
+def test_answers_that_cannot_be_compared_do_not_hold_up_the_votes(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Towers of powers: each takes the time limit once, against the right answer, and no more against each other."""
+    compared = []
+    monkeypatch.setattr("recipe.flowrl.rewards.math.same_answer", lambda *pair, **_: compared.append(pair))
+    towers = [rf"\boxed{{9^{{9^{{9^{{9^{{{top}}}}}}}}}}}" for top in (9, 8)]
+    found = run(replace(options, problems=1, n=2), Scripted(lambda problem, sample: towers[sample]))[0]
+    assert found["benchmarks"]["amc23"]["timed_out"] == 1.0
+    assert found["benchmarks"]["amc23"]["maj_at_n"]["tied"] == 1.0, "each is its own"
+    assert compared == []
 
 
 @pytest.mark.skipif(bubblewrap.problem() is not None, reason="bubblewrap doesn't work here")
@@ -515,3 +534,23 @@ def test_the_command(server: tuple[str, type[_Server]], data: Path, tmp_path: Pa
     assert "amc23" in capfd.readouterr().out
     assert main([*arguments, f"server={server[0]}", "n=3"]) == 2
     assert "another protocol (n: 2 there, 3 now)" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(REAL_DATA is None, reason="FLOWRL_REAL_DATA names no directory of the real data sets")
+def test_the_real_gsm8k(tmp_path: Path) -> None:
+    """Its own answers are right in all forms, others wrong; a vote among them goes as it should."""
+    assert prepare_data(["gsm8k", "--source", REAL_DATA, "--out", str(tmp_path)]) == 0
+    truths = {problem.prompt: problem.ground_truth for problem in load("gsm8k", ("gsm8k",), tmp_path)[0].problems}
+    assert len(truths) == 1319
+    forms = [r"\boxed{%s}", "Answer: $%s", r"So the answer is %s.0.", r"\boxed{%s1}"]
+    options = Options("m", "gsm8k", ("gsm8k",), tmp_path, tmp_path / "out", n=4)
+    found = run(options, Scripted(lambda problem, sample: forms[sample] % truths[problem]))[0]["benchmarks"]["gsm8k"]
+    assert found["avg_at_n"]["value"] == 0.75 and found["maj_at_n"]["value"] == 1.0
+    assert found["extraction_failed"] == 0.0
+
+
+@pytest.mark.skipif(REAL_DATA is None, reason="FLOWRL_REAL_DATA names no directory of the real data sets")
+def test_the_real_codeforces_problems_are_those_of_the_contests() -> None:
+    files = sorted(Path(REAL_DATA).glob("**/test_codeforces.json*"))
+    prompts = [code_task(row).prompt for _, row in read_rows(files[0])]
+    assert {known_problems()[problem_fingerprint(prompt)] for prompt in prompts} == set(known_problems().values())

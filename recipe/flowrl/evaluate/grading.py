@@ -1,8 +1,8 @@
 """Grades of kept samples, by the rewards of the training: one extractor, whatever system wrote the response."""
 
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -60,15 +60,20 @@ def grader_for(suite: str, sandbox: str, sandbox_url: str | None) -> Grader:
 
 def grade(benchmark: Benchmark, samples: Records, grades: Records, grader: Grader, progress: Progress) -> None:
     """Grade the problems that have samples and no grades yet, and append them to ``grades``, problem by problem."""
-    with ThreadPoolExecutor(max(2, _CPUS)) as pool:
-        for problem in benchmark.problems:
-            if problem.id in grades.by_problem or problem.id not in samples.by_problem:
-                continue
-            records = samples.by_problem[problem.id]
-            verdicts = list(pool.map(partial(grader.judge, problem), [record["response"] for record in records]))
-            groups = answer_groups(verdicts, grader.same) if grader.same else [None] * len(verdicts)
-            grades.append([_record(*graded) for graded in zip(records, verdicts, groups, strict=True)])
-            progress.add(len(records))
+    todo = [item for item in benchmark.problems if item.id in samples.by_problem and item.id not in grades.by_problem]
+    pool = ThreadPoolExecutor(max(2, _CPUS))
+    try:
+        for future in as_completed([pool.submit(_graded, grader, item, samples.by_problem[item.id]) for item in todo]):
+            grades.append(future.result())
+            progress.add(len(future.result()))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _graded(grader: Grader, problem: Problem, samples: Sequence[Record]) -> list[Record]:
+    verdicts = [grader.judge(problem, sample["response"]) for sample in samples]
+    groups = answer_groups(verdicts, grader.same) if grader.same else [None] * len(verdicts)
+    return [_record(*graded) for graded in zip(samples, verdicts, groups, strict=True)]
 
 
 def _record(sample: Record, verdict: Verdict, group: int | None) -> Record:
@@ -90,7 +95,11 @@ def _judge_math(problem: Problem, response: str) -> Verdict:
 
 
 def _same_math(first: Verdict, second: Verdict) -> bool:
-    return first.correct or math.same_answer(first.answer, second.answer, workers=_CPUS)
+    if first.correct:
+        return True
+    if first.timed_out or second.timed_out:  # what can't be compared in time with one can't with the others
+        return False
+    return math.same_answer(first.answer, second.answer, workers=_CPUS)
 
 
 def _judge_code(problem: Problem, response: str, sandbox: str, sandbox_url: str | None) -> Verdict:
