@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -15,6 +15,7 @@ from recipe.flowrl.reporting.console import RunConsole
 from recipe.flowrl.reporting.events import FIRST_PHASE, EventWriter
 from recipe.flowrl.run_dir import next_log, recorded_launch, resume_step, save_config, set_aside_records
 from recipe.flowrl.supervised import supervised
+from recipe.flowrl.terminal import output_into
 from verl_ext.faults import RunFault
 from verl_ext.guardian import Guardian
 from verl_ext.processes import adopt_orphans, end_descendants
@@ -46,7 +47,7 @@ def launch(config: DictConfig) -> None:
     guardian = Guardian(keep_ray_logs=None if _shares_ray(config) else log_path.with_suffix(".ray"))
     failed = True
     try:
-        with sigterm.told_apart(), _output_into(log_path) as terminal, RunConsole(terminal) as console:
+        with sigterm.told_apart(), output_into(log_path) as terminal, RunConsole(terminal) as console:
             console.message(f"run directory: {run_dir}")
             console.message(f"log of verl, Ray and vLLM: {log_path}")
             if not _already_finished(config, console):
@@ -139,22 +140,6 @@ def _shut_down_ray() -> Iterator[None]:
         import ray
 
         ray.shutdown()
-
-
-@contextmanager
-def _output_into(log_path: Path) -> Iterator[TextIO]:
-    """Send this process's stdout and stderr, and so what Ray forwards, to a file; yields the terminal."""
-    saved = os.dup(1), os.dup(2)
-    with open(log_path, "a") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    try:
-        with os.fdopen(os.dup(saved[0]), "w", buffering=1, encoding="utf-8", errors="replace") as terminal:
-            yield terminal
-    finally:
-        for descriptor, original in zip((1, 2), saved, strict=True):
-            os.dup2(original, descriptor)
-            os.close(original)
 
 
 class Sigterm:

@@ -1,4 +1,6 @@
-"""Make the data of the paper's runs: ``python -m recipe.flowrl.prepare_data {math,code} --out DIR [--source DIR]``.
+"""Make data of public sets: ``python -m recipe.flowrl.prepare_data {math,code,gsm8k} --out DIR [--source DIR]``.
+
+``math`` and ``code`` are those of the paper's runs, ``gsm8k`` is for small models.
 
 Leaves in DIR ``train.parquet``, one ``test_NAME.parquet`` for each test set, ``report.json`` (what was read, kept and
 dropped, and why), ``dropped.jsonl`` (each dropped row) and ``manifest.json`` (rows and SHA-256 of each file).
@@ -121,7 +123,7 @@ def prepare(
     """Make the data of ``domain`` in ``out``; see the module's text.
 
     Args:
-        domain: ``math`` or ``code``.
+        domain: ``math``, ``code`` or ``gsm8k``.
         out: directory; files in it are replaced.
         source_dir: where the sources' files are; None: they are downloaded into ``out / "downloads"``.
         skip: names of sources to leave out.
@@ -167,7 +169,9 @@ def prepare(
 
 
 def _wanted(domain: str, collection: str, skip: set[str]) -> list[Source]:
-    table = {"math": sources.MATH, "code": sources.CODE} if collection == "original" else sources.AUTHORS
+    table = {"math": sources.MATH, "code": sources.CODE, "gsm8k": sources.GSM8K}
+    if collection == "authors":
+        table |= sources.AUTHORS
     known = {source.name for source in table[domain]}
     if unknown := sorted(skip - known):
         raise UserError(f"--skip {unknown[0]}: no such source; {domain} has {', '.join(sorted(known))}")
@@ -178,7 +182,7 @@ def _wanted(domain: str, collection: str, skip: set[str]) -> list[Source]:
 
 
 def _reader(domain: str, source: Source) -> Callable[[Mapping], Task]:
-    if domain == "math":
+    if domain != "code":
         return math_task
     if source.data_source == "humanevalplus":
         from recipe.flowrl.sandbox.choose import gate
@@ -192,7 +196,7 @@ def _write(path: Path, domain: str, split: str, tasks: Iterable[Located]) -> int
     rows = [
         prompt_row(
             found.source.data_source,
-            domain,
+            "code" if domain == "code" else "math",
             found.task.prompt,
             found.task.ground_truth,
             index,
@@ -223,7 +227,7 @@ def _say(report: Mapping[str, Any], out: Path) -> None:
 def main(arguments: list[str]) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m recipe.flowrl.prepare_data", description=__doc__.splitlines()[0])
-    parser.add_argument("domain", choices=("math", "code"))
+    parser.add_argument("domain", choices=("math", "code", "gsm8k"))
     parser.add_argument("--out", type=Path, required=True, help="directory for the prepared files")
     parser.add_argument("--source", type=Path, help="directory with the sources' files; nothing is downloaded then")
     parser.add_argument("--collection", choices=("original", "authors"), default="original", help="whose preparation")

@@ -10,10 +10,11 @@ from recipe.flowrl.rewards.code_tests import CallTests, parse_tests
 from recipe.flowrl.rewards.values import encode
 from recipe.flowrl.sandbox.outcome import Limits, Runner, Status
 
-_STDIN = (
+STDIN = (
     "Write a Python program that reads from standard input and writes to standard output. Put the whole program in a "
     "```python code block at the end of your answer.\n\n"
 )
+"""Stands before a problem whose tests are inputs and outputs of a program."""
 _FUNCTION = (
     "Write Python code for the problem below, with this interface. Put all of it in a ```python code block at the end "
     "of your answer.\n\n"
@@ -45,7 +46,7 @@ def code_task(row: Mapping[str, Any]) -> Task:
         return Task(text, text, truth)
     if starter:
         return Task(text, f"{_FUNCTION}{text}\n\n```python\n{starter}\n```", truth)
-    return Task(text, (text if isinstance(parsed, CallTests) else _STDIN + text), truth)
+    return Task(text, (text if isinstance(parsed, CallTests) else STDIN + text), truth)
 
 
 def humaneval_task(row: Mapping[str, Any], runner: Runner) -> Task:

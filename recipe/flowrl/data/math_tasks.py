@@ -58,6 +58,8 @@ def _answers(row: Mapping[str, Any]) -> list[str]:
         value = box[1] if box else None
     if value is None:
         return []
+    if isinstance(value, str) and "####" in value:  # GSM8K: after the working
+        value = value.rpartition("####")[2].strip().replace(",", "")
     return [str(item) for item in value] if isinstance(value, list | tuple) else [str(value)]
 
 

@@ -59,6 +59,11 @@ CODE = (
     ),
 )
 
+GSM8K = (
+    Source("gsm8k", "train", "gsm8k", "openai/gsm8k", ("train.jsonl*", "main/train-*")),
+    Source("gsm8k", "test", "gsm8k", "openai/gsm8k", ("test.jsonl*", "main/test-*")),
+)
+
 _AUTHORS = "xuekai/flowrl-data-collection"
 AUTHORS = {  # (*) already in verl's schema; validation.parquet is misspelt there
     "math": (

@@ -62,6 +62,22 @@ def compute_score(
     return _math_verify(solution_str, references(ground_truth), extra_info.get("tolerance"), workers, limit_s)
 
 
+def same_answer(first: str, second: str, workers: int = 2, limit_s: float = 5.0) -> bool:
+    """Whether two answers are the same; False where that takes longer than ``limit_s`` or can't be told.
+
+    Args:
+        first, second: as :func:`recipe.flowrl.rewards.answers.final_answer` returns them.
+        workers, limit_s: as in :func:`compute_score`.
+    """
+    decided = decide(first, second)
+    if decided is not None:
+        return decided
+    try:
+        return _pool(workers, limit_s).ask({"references": [first], "answer": second})["equal"]
+    except (TimeoutError, WorkerFailed):
+        return False
+
+
 def references(ground_truth: str) -> list[str]:
     """The alternatives that ``ground_truth`` names: itself, or the items of a JSON list of strings."""
     if ground_truth.startswith('["'):

@@ -1,0 +1,199 @@
+"""Evaluate a model: ``python -m recipe.flowrl.evaluate model=PATH suite=math|code|gsm8k|countdown [KEY=VALUE ...]``.
+
+Samples are kept and graded problem by problem, so the same command continues what was killed. ``docs/evaluation.md``
+has the options; ``OUT/summary.json`` and ``OUT/report.html`` the outcome.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from recipe.flowrl.errors import UserError, exit_status_of
+from recipe.flowrl.evaluate import protocol
+from recipe.flowrl.evaluate.benchmarks import Benchmark, Problem, load, place
+from recipe.flowrl.evaluate.generation import Engine, Sampling, generate, unfinished
+from recipe.flowrl.evaluate.grading import Grader, grade, grader_for
+from recipe.flowrl.evaluate.model import model_directory
+from recipe.flowrl.evaluate.options import Options, parse
+from recipe.flowrl.evaluate.paired import compare
+from recipe.flowrl.evaluate.progress import Progress
+from recipe.flowrl.evaluate.records import Records
+from recipe.flowrl.evaluate.summary import summarise
+from recipe.flowrl.files import alone_in, write_json
+from recipe.flowrl.reporting.console import RunConsole
+from recipe.flowrl.terminal import output_into
+
+SAMPLES, GRADES = "samples.jsonl.gz", "grades.jsonl.gz"
+
+OpenEngine = Callable[[Options, Sequence[Benchmark]], Any]
+"""Returns a context manager that yields an :class:`Engine` for the problems of some benchmarks."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit status: 0, 1 after a failure, 2 for bad input."""
+    try:
+        options = parse(arguments)
+        benchmarks = load(options.suite, options.benchmarks, options.data, options.problems)
+        with alone_in(options.out):
+            _run(options, benchmarks)
+    except BaseException as error:
+        return exit_status_of(error)
+    return 0
+
+
+def _run(options: Options, benchmarks: Sequence[Benchmark]) -> None:
+    log = options.out / "log.txt"
+    try:
+        with output_into(log) as terminal, RunConsole(terminal) as console:
+            console.message(f"evaluation: {options.out}; what vLLM says: {log}")
+            evaluate(options, benchmarks, console)
+    except BaseException as error:
+        error.log_path = log
+        raise
+
+
+def evaluate(
+    options: Options, benchmarks: Sequence[Benchmark], console: RunConsole, open_engine: OpenEngine | None = None
+) -> dict[str, Any]:
+    """Generate what is missing, grade what isn't graded, and write the summary and the report.
+
+    Args:
+        options: what to do.
+        benchmarks: the problems.
+        console: for progress.
+        open_engine: as :func:`engine_for`, which is the default.
+
+    Returns:
+        The summary.
+
+    Raises:
+        UserError: ``out`` holds another evaluation, or something that is needed isn't there.
+    """
+    grader = grader_for(options.suite, options.sandbox, options.sandbox_url)
+    before = protocol.recorded(options.out)
+    wanted = protocol.protocol_of(options, benchmarks, grader.name)
+    if options.grade_only and before:
+        wanted |= {name: before[name] for name in protocol.OF_THE_MODEL}
+    protocol.check_same(options.out, wanted)
+    missing = _missing(options, benchmarks)
+    if options.grade_only or (before and before["grader"] != grader.name):
+        for benchmark in benchmarks:
+            (options.out / benchmark.name / GRADES).unlink(missing_ok=True)
+    if any(missing.values()):
+        _generate(options, benchmarks, missing, wanted, console, open_engine or engine_for)
+    kept = protocol.save(options.out, wanted)
+    with console.phase("grading"):
+        for benchmark in benchmarks:
+            _grade(options, benchmark, grader, console)
+    with console.phase("summary and report"):
+        summary = _summarise(options, kept, grader)
+        from recipe.flowrl.evaluate.report import write_report  # seconds to import, not needed until now
+
+        report = write_report(options.out, summary)
+    _show(summary, report, console)
+    return summary
+
+
+@contextmanager
+def engine_for(options: Options, benchmarks: Sequence[Benchmark]) -> Iterator[Engine]:
+    """The engine that ``options`` ask for, for the problems of ``benchmarks``. Raises UserError if it can't be had."""
+    if options.server:
+        from recipe.flowrl.evaluate.server import ServerEngine
+
+        yield ServerEngine(options.server, options.model, options.concurrency)
+    else:
+        from recipe.flowrl.evaluate.vllm_engine import VLLMEngine
+
+        prompts = [problem.prompt for benchmark in benchmarks for problem in benchmark.problems]
+        with (
+            model_directory(options.model) as model,
+            VLLMEngine(model, prompts, options.max_tokens, options.engine) as engine,
+        ):
+            yield engine
+
+
+def _missing(options: Options, benchmarks: Sequence[Benchmark]) -> dict[str, list[Problem]]:
+    """The problems of each benchmark that have no samples yet; with ``grade_only`` there must be none."""
+    missing = {item.name: unfinished(item, Records(options.out / item.name / SAMPLES)) for item in benchmarks}
+    lacking = [name for name, problems in missing.items() if problems]
+    if options.grade_only and lacking:
+        raise UserError(
+            f"grade_only=true: {len(missing[lacking[0]])} problems of {lacking[0]} have no samples in {options.out}: "
+            "leave it out, and they are generated"
+        )
+    return missing
+
+
+def _generate(
+    options: Options,
+    benchmarks: Sequence[Benchmark],
+    missing: dict[str, list[Problem]],
+    wanted: dict[str, Any],
+    console: RunConsole,
+    open_engine: OpenEngine,
+) -> None:
+    """Draw the samples that are missing; ``wanted`` gets the engine."""
+    sampling = Sampling(options.temperature, options.top_p, options.max_tokens)
+    with ExitStack() as stack:
+        with console.phase("asking the server for its models" if options.server else "loading the model"):
+            engine = stack.enter_context(open_engine(options, benchmarks))
+        wanted["engine"] = engine.describe()
+        protocol.check_same(options.out, wanted)
+        protocol.save(options.out, wanted)
+        for benchmark in benchmarks:
+            todo, total = missing[benchmark.name], len(benchmark.problems) * options.n
+            progress = Progress(console.message, benchmark.name, total, total - len(todo) * options.n)
+            samples = Records(options.out / benchmark.name / SAMPLES)
+            generate(engine, todo, samples, sampling, options.n, options.seed, progress)
+
+
+def _grade(options: Options, benchmark: Benchmark, grader: Grader, console: RunConsole) -> None:
+    samples, grades = (Records(options.out / benchmark.name / name) for name in (SAMPLES, GRADES))
+    left = sum(problem.id not in grades.by_problem for problem in benchmark.problems) * options.n
+    total = len(benchmark.problems) * options.n
+    progress = Progress(console.message, f"grading {benchmark.name}", total, total - left)
+    grade(benchmark, samples, grades, grader, progress)
+
+
+def _summarise(options: Options, kept: dict[str, Any], grader: Grader) -> dict[str, Any]:
+    """Of all benchmarks in ``out`` that have been graded, also those of earlier commands."""
+    found = {}
+    for name in kept["benchmarks"]:
+        grades = Records(options.out / name / GRADES).by_problem
+        samples = Records(options.out / name / SAMPLES).by_problem
+        both = sorted(samples.keys() & grades.keys(), key=place)  # a resumed run's are in another order
+        if both:
+            found[name] = summarise(
+                name,
+                {problem: samples[problem] for problem in both},
+                {problem: grades[problem] for problem in both},
+                options.n,
+                votes=grader.same is not None,
+                contests=options.contests,
+            )
+    summary = {"protocol": kept, "benchmarks": found}
+    if options.against:
+        summary["paired"] = compare(summary, options.against)
+    write_json(options.out / "summary.json", summary, indent=1)
+    return summary
+
+
+def _show(summary: dict[str, Any], report: Path, console: RunConsole) -> None:
+    from recipe.flowrl.evaluate.report import paired_table, rating_lines, results_table, text_table
+
+    for line in [*text_table(results_table(summary)), *rating_lines(summary)]:
+        console.message(line)
+    if paired := summary.get("paired"):
+        console.message(f"against {paired['model']}:")
+        for line in [
+            *text_table(paired_table(paired)),
+            *map("protocols differ: {}".format, paired["protocol_differs"]),
+        ]:
+            console.message(line)
+    console.message(f"report: {report}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

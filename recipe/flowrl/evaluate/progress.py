@@ -1,0 +1,52 @@
+"""How far a long piece of work is, and when it will be done."""
+
+import time
+from collections.abc import Callable
+
+from recipe.flowrl.reporting.console import HEARTBEAT_S, short_duration
+
+
+class Progress:
+    """Says every :data:`HEARTBEAT_S` seconds, and at the end, how much is done.
+
+    Args:
+        say: prints a line.
+        what: is being done.
+        total: units of work.
+        done: before this began.
+        unit: their name.
+        now: the clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        what: str,
+        total: int,
+        done: int = 0,
+        unit: str = "samples",
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._say, self._what, self._total, self._unit, self._now = say, what, total, unit, now
+        self._done = self._before = done
+        self._tokens = 0
+        self._started = self._spoke = now()
+
+    def add(self, count: int = 1, tokens: int = 0) -> None:
+        """So many more are done, with so many tokens generated."""
+        self._done += count
+        self._tokens += tokens
+        now = self._now()
+        if self._done >= self._total or now - self._spoke >= HEARTBEAT_S:
+            self._spoke = now
+            self._say(self._line(now - self._started))
+
+    def _line(self, seconds: float) -> str:
+        parts = [f"{self._what}  {self._done}/{self._total} {self._unit}"]
+        if self._tokens:
+            parts.append(f"{self._tokens / max(seconds, 1e-9):.0f} tokens/s")
+        if left := self._total - self._done:
+            parts.append(f"ETA {short_duration(seconds / (self._done - self._before) * left)}")
+        else:
+            parts.append(f"in {short_duration(seconds)}")
+        return "  ".join(parts)
