@@ -1,0 +1,175 @@
+"""Diversity of evaluated systems: ``python -m recipe.flowrl.diversity EVAL_DIR... [judge=URL judge_model=NAME]``.
+
+Writes ``EVAL_DIR/diversity.json`` and prints a table. Options: ``benchmarks=a,b``; ``embedding=DIR`` (a Hugging Face
+encoder; ``none``: leave these measures out); with a judge ``judge_benchmarks=`` (the paper's: aime2024,aime2025),
+``judge_responses=16``, ``judge_repeats=3``, ``judge_concurrency=8``, ``judge_price=IN,OUT`` of a million tokens. The
+key is read from OPENAI_API_KEY. What a judge has answered stays in ``EVAL_DIR/BENCHMARK/judge.jsonl`` and isn't asked
+again.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from recipe.flowrl.compare.statistics import powers_of_two
+from recipe.flowrl.diversity.embeddings import Embed, Embedder
+from recipe.flowrl.diversity.evaluation import Evaluation, Samples, kind_of, read_evaluation
+from recipe.flowrl.diversity.judge import Judge
+from recipe.flowrl.diversity.judging import JudgeOptions, ask, questions, report
+from recipe.flowrl.diversity.measures import MEASURES, POPULATIONS, collect, measure_problem, summarise
+from recipe.flowrl.diversity.options import KEY_VARIABLE, Options, parse
+from recipe.flowrl.errors import UserError, exit_status_of
+from recipe.flowrl.files import write_json
+from recipe.flowrl.reporting.console import HEARTBEAT_S, RunConsole, short_duration
+
+DIVERSITY_FILE = "diversity.json"
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status: 0, 1 after a failure, 2 for bad input."""
+    try:
+        options = parse(arguments)
+        evaluations = [read_evaluation(directory) for directory in options.directories]
+        for evaluation in evaluations:
+            _names(evaluation, options)
+        with RunConsole(sys.stdout) as console:
+            embed = Embedder(options.embedding) if options.embedding else None
+            if embed is None:
+                console.message("no embedding model: its measures are left out (docs/tables.md says how to get one)")
+            for evaluation in evaluations:
+                result = measure(evaluation, options, embed, console)
+                write_json(evaluation.directory / DIVERSITY_FILE, result)
+                for line in lines(result):
+                    console.message(line)
+                console.message(f"written: {evaluation.directory / DIVERSITY_FILE}")
+    except BaseException as error:
+        return exit_status_of(error)
+    return 0
+
+
+def measure(evaluation: Evaluation, options: Options, embed: Embed | None, console: RunConsole) -> dict[str, Any]:
+    """What :data:`DIVERSITY_FILE` holds: for each benchmark ``values`` and ``summary`` by population, and ``judge``.
+
+    ``values[population][measure][m][problem]``; ``summary[population][measure][m]`` has value, interval and problems.
+    """
+    benchmarks = {}
+    for name in _names(evaluation, options):
+        samples = evaluation.samples(name)
+        values = {}
+        for population, title in POPULATIONS.items():
+            tell = _teller(console, f"{evaluation.directory.name}, {name}, {title}")
+            values[population] = collect(
+                _each_problem(samples, population, kind_of(name), embed, tell),
+            )
+        benchmarks[name] = {"problems": len(samples), "values": values, "summary": _summary(values)}
+        if options.judge and name in options.judge_benchmarks:
+            benchmarks[name]["judge"] = _judged(evaluation, name, samples, options.judge, console)
+    embedding = str(options.embedding) if options.embedding else None
+    return {"protocol": evaluation.protocol, "embedding": embedding, "benchmarks": benchmarks}
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """The table for the terminal: correct answers, at the largest number of draws that half of the problems allow."""
+    rows = []
+    for name, benchmark in result["benchmarks"].items():
+        m = common_draws(benchmark["summary"]["correct"], benchmark["problems"])
+        rows.append(f"{name}: {POPULATIONS['correct']}" + (f", {m} of each problem" if m else ": too few to compare"))
+        for measure_name, by_draws in benchmark["summary"]["correct"].items():
+            if m in by_draws:
+                rows.append(f"  {MEASURES[measure_name].title:<32} {_with_interval(by_draws[m])}")
+        if "judge" in benchmark:
+            rows += _judge_lines(benchmark["judge"])
+    return rows
+
+
+def common_draws(summary: dict[str, Any], problems: int) -> str | None:
+    """The largest m for which at least half of the problems that have two answers have m; None if none has two."""
+    by_draws = next(iter(summary.values()), {})
+    least = 0.5 * max((entry["problems"] for entry in by_draws.values()), default=0)
+    fitting = [int(m) for m, entry in by_draws.items() if entry["problems"] >= least]
+    return str(max(fitting)) if fitting else None
+
+
+def _judge_lines(judge: dict[str, Any]) -> list[str]:
+    rows = []
+    for population, title in POPULATIONS.items():
+        found = judge["populations"][population]
+        score = _with_interval(found) if "value" in found else "no score"
+        errors = ", ".join(f"{count} x {what}" for what, count in found["errors"].items()) or "none"
+        agreed = found["agreement"]
+        repeats = "" if agreed["exact"] is None else f"; repeats agree {agreed['exact']:.0%}"
+        repeats += "" if agreed["alpha"] is None else f", alpha {agreed['alpha']:.2f}"
+        rows.append(
+            f"  judge, {title:<25} {score}; errors: {errors}; {found['contradict_themselves']} contradict themselves; "
+            f"{found['too_few_responses']} problems with too few{repeats}"
+        )
+    cost = "" if judge["cost"] is None else f", {judge['cost']:.4f} in the price's currency"
+    return [*rows, f"  judge: {judge['prompt_tokens']} + {judge['completion_tokens']} tokens{cost}"]
+
+
+def _each_problem(
+    samples: list[Samples], population: str, kind: str, embed: Embed | None, tell: Callable[[int, int], None]
+) -> dict[str, dict[str, dict[int, float]]]:
+    draws = [m for m in powers_of_two(max(len(problem.responses) for problem in samples)) if m > 1]
+    found = {}
+    for done, problem in enumerate(samples, start=1):
+        found[problem.problem] = measure_problem(problem, population, kind, draws, embed)
+        tell(done, len(samples))
+    return found
+
+
+def _summary(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        population: {
+            name: {m: summarise(by_problem) for m, by_problem in by_draws.items()} for name, by_draws in found.items()
+        }
+        for population, found in values.items()
+    }
+
+
+def _judged(
+    evaluation: Evaluation, name: str, samples: list[Samples], options: JudgeOptions, console: RunConsole
+) -> dict[str, Any]:
+    asked = questions(samples, options)
+    different = {question.key: question for question in asked}.values()
+    characters = sum(len(text) for question in different for text in (question.prompt, *question.solutions))
+    console.message(f"{name}: {len(different)} questions for the judge, about {characters // 4} prompt tokens")
+    judge = Judge(options.url, options.model, os.environ[KEY_VARIABLE])
+    tell = _teller(console, f"{evaluation.directory.name}, {name}, judge")
+    answers = ask(asked, judge, options, evaluation.directory / name / "judge.jsonl", tell)
+    return report(answers, len(samples), options)
+
+
+def _teller(console: RunConsole, what: str) -> Callable[[int, int], None]:
+    """Reports progress with the time to go, at most every ten seconds."""
+    started = spoke = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal spoke
+        now = time.monotonic()
+        if now - spoke >= HEARTBEAT_S and done < total:
+            spoke = now
+            console.message(f"{what}: {done}/{total}, ETA {short_duration((now - started) / done * (total - done))}")
+
+    return tell
+
+
+def _names(evaluation: Evaluation, options: Options) -> list[str]:
+    """The benchmarks to measure. Raises UserError if the evaluation lacks one."""
+    names = list(options.benchmarks or evaluation.benchmarks)
+    for name in names:
+        kind_of(name)
+        if name not in evaluation.benchmarks:
+            raise UserError(f"{evaluation.directory}: no {name} in it; it has {', '.join(evaluation.benchmarks)}")
+    return names
+
+
+def _with_interval(entry: dict[str, Any]) -> str:
+    low, high = entry["interval"]
+    return f"{entry['value']:.3f} [{low:.3f}, {high:.3f}], {entry['problems']} problems"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
