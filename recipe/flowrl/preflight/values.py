@@ -54,6 +54,7 @@ _OBJECT_STORE = Rule(
 _TIME_LIMIT = Rule("hours:minutes:seconds, such as '24:00:00'", lambda value: seconds_of(value) is not None)
 RULES = {
     "deterministic": BOOLEAN,
+    "dryrun": BOOLEAN,
     "stop_deadline": POSITIVE.or_none("none"),
     "slurm.time": _TIME_LIMIT,
     "slurm.notice_s": COUNT,
