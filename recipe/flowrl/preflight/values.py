@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from recipe.flowrl.plan.gpus import GPUS
 from recipe.flowrl.rules import (
     BOOLEAN,
     COUNT,
@@ -58,6 +59,7 @@ RULES = {
     "stop_deadline": POSITIVE.or_none("none"),
     "slurm.time": _TIME_LIMIT,
     "slurm.notice_s": COUNT,
+    "slurm.gpu": one_of(GPUS).or_none("submit doesn't ask plan"),
     "trainer.nnodes": COUNT,
     "trainer.n_gpus_per_node": COUNT,
     "trainer.device": one_of(("cpu", "cuda", "npu")),

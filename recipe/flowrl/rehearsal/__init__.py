@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from recipe.flowrl import preflight, prepare
 from recipe.flowrl.preflight.batches import check_batches
@@ -17,7 +17,7 @@ from recipe.flowrl.preflight.registries import check_registered_names
 from recipe.flowrl.preflight.reward import check_reward_source
 from recipe.flowrl.rehearsal.inputs import inputs_of
 from recipe.flowrl.rehearsal.table import difference_lines
-from recipe.flowrl.rehearsal.transform import changes, rehearsal_of
+from recipe.flowrl.rehearsal.transform import changes, rehearsal_of, settings
 
 EXPORTED = "exported"
 """The model directory that a rehearsal ends with, in its run directory."""
@@ -59,8 +59,9 @@ def rehearsal_and_account(config: DictConfig) -> tuple[DictConfig, list[str]]:
     check_reward_source(real)
     inputs = inputs_of(real)
     prepare.MAKERS.update(inputs.makers)
-    rehearsal = rehearsal_of(config, inputs)
+    set_here = settings(real, inputs)
+    rehearsal = rehearsal_of(config, set_here)
     for warning in dict.fromkeys([*warnings, *preflight.check(rehearsal)]):
         print(f"warning: {warning}", file=sys.stderr)
-    title = f"rehearsal of {OmegaConf.select(real, 'trainer.project_name')}, {real.trainer.experiment_name}"
-    return rehearsal, [title, *inputs.notes, *difference_lines(changes(config, rehearsal))]
+    title = f"rehearsal of {real.trainer.project_name}, {real.trainer.experiment_name}:"
+    return rehearsal, [title, *inputs.notes, *difference_lines(changes(config, rehearsal), set_here)]

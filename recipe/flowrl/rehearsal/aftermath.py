@@ -72,6 +72,6 @@ def exercised(config: DictConfig, run_dir: Path, parameters: int) -> list[str]:
     return [
         "rehearsed:",
         *(f"  {name:<{width}}  {text}" for name, text in rows.items()),
-        "not rehearsed: the real weights, lengths and batches; several ranks; flash attention, fused kernels, bfloat16,",
-        "  sleep mode, NCCL; memory and time (python -m recipe.flowrl.plan)",
+        "not rehearsed: the real weights, lengths and batches; several ranks; flash attention, fused kernels,",
+        "  bfloat16, sleep mode, NCCL; memory and time (python -m recipe.flowrl.plan)",
     ]

@@ -56,26 +56,42 @@ class Change:
     rehearsal: Any
 
 
-def rehearsal_of(config: DictConfig, inputs: Inputs) -> DictConfig:
-    """The rehearsal of the run that ``config`` describes; ``config`` itself stays.
+Settings = Mapping[str, Mapping[str, Any]]
+"""Why -> option -> value."""
+
+
+def settings(real: DictConfig, inputs: Inputs) -> Settings:
+    """The options that a rehearsal sets.
 
     Args:
-        config: of the run, not resolved: options that follow others follow them in the rehearsal as well.
+        real: the run's configuration, resolved.
         inputs: the model and the data that it gets instead of the run's.
     """
-    real, rehearsal = resolved(config), config.copy()
+    return {
+        "smaller": _sizes(real),
+        "what goes in": _what_goes_in(real, inputs),
+        "what comes out, each time anew": _places(real),
+        "without an accelerator": _platform(real),
+    }
+
+
+def rehearsal_of(config: DictConfig, settings: Settings) -> DictConfig:
+    """The configuration with these settings; ``config`` itself, which isn't resolved, stays.
+
+    Options that follow others follow them in the rehearsal as well.
+    """
+    rehearsal = config.copy()
     OmegaConf.set_struct(rehearsal, False)
-    for values in (_platform(real), _sizes(real), _places(real), _what_goes_in(real, inputs)):
-        for option, value in values.items():
-            OmegaConf.update(rehearsal, option, value, force_add=True)
+    for option, value in (setting for group in settings.values() for setting in group.items()):
+        OmegaConf.update(rehearsal, option, value, force_add=True)
     return rehearsal
 
 
 def changes(config: DictConfig, rehearsal: DictConfig) -> list[Change]:
     """Every option whose value differs between the two, in the order of the rehearsal's."""
     before, after = (dict(leaves(OmegaConf.to_container(resolved(side)))) for side in (config, rehearsal))
-    names = [*after, *(name for name in before if name not in after)]
-    return [Change(n, before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)]
+    names = dict.fromkeys([*after, *before])
+    return [Change(n, before.get(n), after.get(n)) for n in names if _or_none(before.get(n)) != _or_none(after.get(n))]
 
 
 def leaves(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -87,12 +103,18 @@ def leaves(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, An
             yield f"{path}{name}", value
 
 
+def _or_none(value: Any) -> Any:
+    return None if value == {} else value
+
+
 def _platform(real: DictConfig) -> dict[str, Any]:
     """One rank on one machine without an accelerator; a run that is on CPUs keeps its ranks."""
     if real.trainer.device == "cpu":
         return {"trainer.nnodes": 1}
     overlay = dict(leaves(OmegaConf.to_container(OmegaConf.load(CPU), resolve=False)))
     values = {option: value for option, value in overlay.items() if option not in _SLOW_ONLY}
+    if not _has_critic(real):
+        values = {option: value for option, value in values.items() if not option.startswith("critic.")}
     if real.trainer.v1.trainer_mode == "separate_async":
         values["trainer.v1.trainer_mode"] = "colocate_async"
     return values | {key: value for key, value in _NEEDS_AN_ACCELERATOR.items() if OmegaConf.select(real, key)}
@@ -128,19 +150,23 @@ def _sizes(real: DictConfig) -> dict[str, Any]:
 def _micro_batches(real: DictConfig, sequences: int, mini_sequences: int, shorter: float) -> dict[str, Any]:
     """Of a step and of a mini-batch: the run's size where it divides them; the token budget in proportion."""
     values = {}
-    for prefix, whole in (
-        (f"{_ACTOR}.ppo", mini_sequences),
-        (f"{_ROLLOUT}.log_prob", sequences),
-        (f"{_WORKER}.ref.log_prob", sequences),
-        ("critic.ppo", mini_sequences),
-        ("critic.forward", sequences),
-    ):
+    passes = {
+        f"{_ACTOR}.ppo": mini_sequences,
+        f"{_ROLLOUT}.log_prob": sequences,
+        f"{_WORKER}.ref.log_prob": sequences,
+    }
+    passes |= {"critic.ppo": mini_sequences, "critic.forward": sequences} if _has_critic(real) else {}
+    for prefix, whole in passes.items():
         tokens = OmegaConf.select(real, f"{prefix}_max_token_len_per_gpu")
         values[f"{prefix}_max_token_len_per_gpu"] = round(tokens * shorter)
         size = OmegaConf.select(real, f"{prefix}_micro_batch_size_per_gpu")
         if size is not None:
             values[f"{prefix}_micro_batch_size_per_gpu"] = gcd(size, whole)
     return values
+
+
+def _has_critic(real: DictConfig) -> bool:
+    return real.algorithm.adv_estimator == "gae" or bool(real.critic.enable)
 
 
 def _at_most(limit: int, rows: int) -> int:
@@ -167,7 +193,7 @@ def _what_goes_in(real: DictConfig, inputs: Inputs) -> dict[str, Any]:
         values[f"{_WORKER}.model.tokenizer_path"] = None
         key = f"{_ROLLOUT}.checkpoint_engine.update_weights_bucket_megabytes"
         values[key] = max(OmegaConf.select(OmegaConf.load(CPU), key), inputs.policy.largest_tensor_megabytes)
-        if real.algorithm.adv_estimator == "gae":
+        if _has_critic(real):
             values["critic.model.path"] = values["critic.model.tokenizer_path"] = f"${{{_WORKER}.model.path}}"
     if inputs.sample is not None:
         sample = Path(real.cache_dir) / inputs.sample.name
