@@ -21,6 +21,20 @@ def compose_run(overrides: Sequence[str]) -> DictConfig:
     Raises:
         UserError: they can't be composed.
     """
+    try:
+        config = compose_unresolved(overrides)
+        OmegaConf.resolve(config)
+        return config
+    except OmegaConfBaseException as error:
+        raise preflight.explain(error, overrides, CONFIG_DIR) from error
+
+
+def compose_unresolved(overrides: Sequence[str]) -> DictConfig:
+    """The same, not resolved: options that follow others still do.
+
+    Raises:
+        UserError: they can't be composed.
+    """
     register_verl_configs()
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base=None):
@@ -28,7 +42,6 @@ def compose_run(overrides: Sequence[str]) -> DictConfig:
         HydraConfig.instance().set_config(config)  # names of runs refer to it
         with open_dict(config):
             del config["hydra"]
-        OmegaConf.resolve(config)
         return config
     except (HydraException, OmegaConfBaseException) as error:
         raise preflight.explain(error, overrides, CONFIG_DIR) from error

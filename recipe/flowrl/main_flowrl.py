@@ -21,6 +21,11 @@ CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 def run(config: DictConfig) -> None:
     """Check the configuration, make what it asks for, train, and write the report."""
     try:
+        if config.dryrun:
+            from recipe.flowrl.rehearsal import rehearse
+
+            rehearse(config)
+            return
         for warning in preflight.check(config):
             print(f"warning: {warning}", file=sys.stderr)
         from recipe.flowrl.launch import launch  # after the checks: it imports more than they need

@@ -1,7 +1,8 @@
 """Submit a run to SLURM: ``python -m recipe.flowrl.submit [--dry-run] experiment=... [any Hydra override]``.
 
 Renders ``slurm/train.sbatch`` with nodes, GPUs and time taken from the configuration and with the settings of
-``slurm/site.env``; shows it (``--dry-run``) or hands it to ``sbatch``. What the run would refuse is refused here.
+``slurm/site.env``; shows it (``--dry-run``) or hands it to ``sbatch``. What the run would refuse is refused here, and
+what won't fit on the nodes' GPUs (``slurm.gpu``).
 """
 
 import os
@@ -17,6 +18,7 @@ from omegaconf import DictConfig
 from recipe.flowrl import preflight
 from recipe.flowrl.compose import compose_run
 from recipe.flowrl.errors import UserError, exit_status_of
+from recipe.flowrl.plan.gpus import GPUS
 
 PROJECT = Path(__file__).resolve().parents[2]
 SITE = Path(os.environ.get("FLOWRL_SITE", PROJECT / "slurm" / "site.env"))
@@ -98,9 +100,37 @@ def composed(overrides: Sequence[str]) -> DictConfig:
         UserError: an override is wrong, or the run can't work.
     """
     config = compose_run(overrides)
-    for warning in preflight.check(config, here=False):
+    for warning in [*preflight.check(config, here=False), *check_fit(config)]:
         print(f"warning: {warning}", file=sys.stderr)
     return config
+
+
+def check_fit(config: DictConfig) -> list[str]:
+    """Check that the run fits on ``slurm.gpu``, as :mod:`recipe.flowrl.plan` reckons.
+
+    Returns:
+        Warnings: that it couldn't be reckoned, and why.
+
+    Raises:
+        UserError: it doesn't fit; says what to change.
+    """
+    name = config.slurm.gpu
+    if config.trainer.device != "cuda" or name is None:
+        return []
+    from recipe.flowrl.plan.model import load_architecture
+    from recipe.flowrl.plan.report import report
+
+    try:
+        load_architecture(config.actor_rollout_ref.model.path)
+    except UserError as error:
+        return [f"not checked whether the run fits on its GPUs: {error}"]
+    if wrong := report(config, name)[1]:
+        nodes, gpus = config.trainer.nnodes, config.trainer.n_gpus_per_node
+        raise UserError(
+            f"plan says that the run doesn't fit on {nodes} x {gpus} {name}: {'; '.join(wrong)}\n"
+            f"slurm.gpu=NAME if the nodes have others ({', '.join(GPUS)}); slurm.gpu=null submits anyway"
+        )
+    return []
 
 
 def submit(script: str, run_dir: Path) -> str:

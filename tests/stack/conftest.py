@@ -54,9 +54,9 @@ class Run:
         return self.run_dir / "checkpoints" / f"global_step_{step}"
 
 
-def start(run_dir: Path, *overrides: str, **environment: str) -> subprocess.Popen:
-    """Start ``experiment=countdown_cpu`` with ``overrides`` in a process group of its own."""
-    command = [sys.executable, "-m", "recipe.flowrl.main_flowrl", "experiment=countdown_cpu", *overrides]
+def start(run_dir: Path, *overrides: str, experiment: str = "countdown_cpu", **environment: str) -> subprocess.Popen:
+    """Start ``experiment`` with ``overrides`` in a process group of its own."""
+    command = [sys.executable, "-m", "recipe.flowrl.main_flowrl", f"experiment={experiment}", *overrides]
     return subprocess.Popen(
         [*command, f"run_dir={run_dir}"],
         cwd=PROJECT,

@@ -82,6 +82,48 @@ def test_what_the_run_would_refuse_is_refused(overrides: list[str], part: str, c
     assert part in said.err and said.err.count("\n") <= 2 and not said.out
 
 
+@pytest.fixture
+def math_data(tmp_path: Path) -> list[str]:
+    """Overrides that give ``experiment=math_*`` its data; the model is a name on the hub."""
+    from test_preflight import row, write_parquet
+
+    files = [write_parquet(tmp_path / f"{kind}.parquet", [row()] * 512) for kind in ("train", "val")]
+    return [f"data.train_files={files[0]}", f"data.val_files={files[1]}"]
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a hub's name passes; nothing is fetched before the job runs."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+
+
+def test_a_cluster_on_which_the_run_does_not_fit_is_refused(
+    math_data: list[str], online: None, capsys: pytest.CaptureFixture
+) -> None:
+    run = ["--dry-run", *math_data, "experiment=math_32b", "cluster=1x8"]
+    assert submit.main(run) == 2
+    said = capsys.readouterr()
+    assert not said.out and said.err.count("\n") <= 2
+    for part in ("doesn't fit on 1 x 8 h100_80gb", "GB of 80", "use more GPUs", "slurm.gpu=null submits anyway"):
+        assert part in said.err
+    assert submit.main([*run, "slurm.gpu=null"]) == 0
+    assert submit.main([*run, "slurm.gpu=h100"]) == 2
+    assert "slurm.gpu: got 'h100'" in capsys.readouterr().err
+
+
+def test_a_cluster_on_which_it_fits_is_not(math_data: list[str], online: None, capsys: pytest.CaptureFixture) -> None:
+    script = dry_run(capsys, *math_data, "experiment=math_32b", "cluster=4x8")
+    assert {"--nodes=4", "--gpus-per-node=8"} <= set(directives(script))
+
+
+def test_a_model_of_unknown_size_is_a_warning(
+    math_data: list[str], online: None, capsys: pytest.CaptureFixture
+) -> None:
+    overrides = [*math_data, "experiment=math_7b", "cluster=1x8", "actor_rollout_ref.model.path=some/model"]
+    assert submit.main(["--dry-run", *overrides]) == 0
+    assert "not checked whether the run fits on its GPUs: actor_rollout_ref.model.path" in capsys.readouterr().err
+
+
 def test_a_site_file_that_is_no_shell(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "site.env").write_text("SITE_ACCOUNT=(\n")
     assert submit.main(["--dry-run", *CPU]) == 2

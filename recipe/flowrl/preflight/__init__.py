@@ -18,7 +18,7 @@ from recipe.flowrl.preflight.overrides import check_arguments, explain
 from recipe.flowrl.preflight.registries import check_registered_names
 from recipe.flowrl.preflight.reward import check_reward, check_reward_source
 
-__all__ = ["check", "check_arguments", "check_files", "explain", "made_by_run"]
+__all__ = ["check", "check_arguments", "check_files", "explain", "made_by_run", "resolved"]
 
 
 def check(config: DictConfig, here: bool = True) -> list[str]:
@@ -34,7 +34,7 @@ def check(config: DictConfig, here: bool = True) -> list[str]:
     Raises:
         UserError: the run can't work.
     """
-    config = _resolved(config)
+    config = resolved(config)
     warnings = [*check_options(config), *check_registered_names(config)]
     check_data(config, yet_to_be_made=made_by_run(config, "data"))
     warnings += check_model(config, yet_to_be_made=made_by_run(config, "model"))[1]
@@ -80,7 +80,12 @@ def made_by_run(config: DictConfig, kind: str) -> Path | None:
     return Path(config.cache_dir).expanduser() / name if name is not None else None
 
 
-def _resolved(config: DictConfig) -> DictConfig:
+def resolved(config: DictConfig) -> DictConfig:
+    """A resolved copy.
+
+    Raises:
+        UserError: an option can't be resolved.
+    """
     config = pickle.loads(pickle.dumps(config))  # ten times as fast as deepcopy
     try:
         OmegaConf.resolve(config)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from recipe.flowrl.plan.gpus import GPUS
 from recipe.flowrl.rules import (
     BOOLEAN,
     COUNT,
@@ -54,11 +55,13 @@ _OBJECT_STORE = Rule(
 _TIME_LIMIT = Rule("hours:minutes:seconds, such as '24:00:00'", lambda value: seconds_of(value) is not None)
 RULES = {
     "deterministic": BOOLEAN,
+    "dryrun": BOOLEAN,
     "stop_deadline": POSITIVE.or_none("none"),
     "max_skipped_updates": COUNT,
     "watchdog_s": POSITIVE.or_none("no limit"),
     "slurm.time": _TIME_LIMIT,
     "slurm.notice_s": COUNT,
+    "slurm.gpu": one_of(GPUS).or_none("submit doesn't ask plan"),
     "trainer.nnodes": COUNT,
     "trainer.n_gpus_per_node": COUNT,
     "trainer.device": one_of(("cpu", "cuda", "npu")),

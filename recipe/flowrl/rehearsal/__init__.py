@@ -1,0 +1,67 @@
+"""``dryrun=true``: a run's own configuration on a machine without an accelerator, small, from the data to the export.
+
+The configuration is checked as the run's, then turned into the rehearsal's (:mod:`.transform`) and launched like any
+other. What differs is printed before, what it went through afterwards.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from recipe.flowrl import preflight, prepare
+from recipe.flowrl.preflight.batches import check_batches
+from recipe.flowrl.preflight.options import check_options
+from recipe.flowrl.preflight.registries import check_registered_names
+from recipe.flowrl.preflight.reward import check_reward_source
+from recipe.flowrl.rehearsal.inputs import inputs_of
+from recipe.flowrl.rehearsal.table import difference_lines
+from recipe.flowrl.rehearsal.transform import changes, rehearsal_of, settings
+
+EXPORTED = "exported"
+"""The model directory that a rehearsal ends with, in its run directory."""
+
+
+def rehearse(config: DictConfig) -> None:
+    """Rehearse the run that ``config`` describes.
+
+    Raises:
+        UserError: the run would be refused, or the rehearsal can't work here.
+        RuntimeError: a model that was exported doesn't load.
+    """
+    rehearsal, lines = rehearsal_and_account(config)
+    print("\n".join(lines), flush=True)
+    run_dir = Path(rehearsal.run_dir).absolute()
+    for name in ("checkpoints", EXPORTED):  # of an earlier rehearsal
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+
+    from recipe.flowrl.launch import launch  # after the checks: it imports more than they need
+
+    launch(rehearsal)
+
+    from recipe.flowrl.rehearsal.aftermath import exercised, export_and_load
+
+    parameters = export_and_load(run_dir, run_dir / EXPORTED)
+    print("\n".join(exercised(rehearsal, run_dir, parameters)), flush=True)
+
+
+def rehearsal_and_account(config: DictConfig) -> tuple[DictConfig, list[str]]:
+    """The checked configuration of the rehearsal, and what to tell of it. Writes nothing.
+
+    Raises:
+        UserError: the run would be refused, or the rehearsal can't work here.
+    """
+    real = preflight.resolved(config)
+    # Not whether data and model are there, nor the machine: those are the rehearsal's own.
+    warnings = [*check_options(real), *check_registered_names(real)]
+    check_batches(real)
+    check_reward_source(real)
+    inputs = inputs_of(real)
+    prepare.MAKERS.update(inputs.makers)
+    set_here = settings(real, inputs)
+    rehearsal = rehearsal_of(config, set_here)
+    for warning in dict.fromkeys([*warnings, *preflight.check(rehearsal)]):
+        print(f"warning: {warning}", file=sys.stderr)
+    title = f"rehearsal of {real.trainer.project_name}, {real.trainer.experiment_name}:"
+    return rehearsal, [title, *inputs.notes, *difference_lines(changes(config, rehearsal), set_here)]
