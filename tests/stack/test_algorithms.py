@@ -1,5 +1,5 @@
-"""Every algorithm of ``configs/algo/`` through the real stack for two steps: those with code of ours in ``make test``,
-all of them in ``make test-algorithms``."""
+"""Every algorithm of ``configs/algo/`` through the real stack for two steps: a critic and log Z from the group in
+``make test``, all of them in ``make test-algorithms``."""
 
 import math
 from collections.abc import Callable
@@ -31,8 +31,8 @@ def test_ppo_trains_a_critic(launch: Callable[..., Run]) -> None:
 
 
 def test_group_mean_partition_centres_the_residual(launch: Callable[..., Run]) -> None:
-    """On-policy (one update a step) the residuals of every prompt's rollouts add up to zero."""
-    run = launch(*SHORT, "algo=flowrl_vargrad")
+    """With the raw reward, on-policy (one update a step), the residuals of every prompt's rollouts add up to zero."""
+    run = launch(*SHORT, "algo=flowrl_plus")
     assert not (run.checkpoint(2) / "actor" / "log_partition.pt").exists()
     for metrics in run.metrics.values():
         assert metrics["actor/flowrl/residual"] == pytest.approx(0.0, abs=1e-4)
@@ -55,6 +55,7 @@ def test_reference_reset_and_resume(launch: Callable[..., Run]) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.algorithms
 def test_kl_matched_advantages_have_the_reference_term(launch: Callable[..., Run]) -> None:
     """At the first step policy and reference are the same, at the second the KL dominates so small a beta."""
     run = launch(

@@ -43,8 +43,8 @@ def _named(*variants: Variant) -> dict[str, Variant]:
 
 
 FIELD = (
-    "flowrl flowrl_as_released flowrl_no_is flowrl_no_log_z flowrl_vargrad gflowrl tb_raw grpo grpo_kl_matched dr_grpo "
-    "dapo gspo gmpo cispo rloo reinforce_plus_plus ppo clip_cov kl_cov prorl passk"
+    "flowrl flowrl_plus flowrl_as_released flowrl_no_is flowrl_no_log_z flowrl_vargrad gflowrl tb_raw grpo "
+    "grpo_kl_matched dr_grpo dapo gspo gmpo cispo rloo reinforce_plus_plus ppo clip_cov kl_cov prorl passk"
 ).split()
 
 STUDIES = {
