@@ -60,6 +60,18 @@ def test_numbers(whole: Path) -> None:
     assert len(set(samples(whole).values())) > 96, "each sample has a seed of its own"
 
 
+def test_an_engine_setting_that_vllm_does_not_have(prepared: None, tmp_path: Path) -> None:
+    done = subprocess.run(
+        command(tmp_path, MODEL, "suite=countdown", "engine.max_num_seq=8"),
+        cwd=PROJECT,
+        text=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        timeout=120,
+    )
+    assert done.returncode == 2 and "engine.max_num_seq: not a setting of vLLM (did you mean" in done.stderr
+
+
 def test_killed_and_resumed(whole: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(command(tmp_path), cwd=PROJECT, stdout=subprocess.DEVNULL, start_new_session=True)
     file = tmp_path / "countdown" / "samples.jsonl.gz"

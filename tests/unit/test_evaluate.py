@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,9 @@ from recipe.flowrl.evaluate.options import Options, parse
 from recipe.flowrl.evaluate.progress import Progress
 from recipe.flowrl.evaluate.records import Records
 from recipe.flowrl.evaluate.server import ServerEngine
+from recipe.flowrl.evaluate.vllm_engine import VLLMEngine
 from recipe.flowrl.files import alone_in
+from recipe.flowrl.models.tiny_qwen2 import TinyQwen2Config, build
 from recipe.flowrl.prepare_data import main as prepare_data
 from recipe.flowrl.reporting.console import RunConsole
 from recipe.flowrl.sandbox import bubblewrap
@@ -322,6 +325,14 @@ def test_progress_has_rate_and_eta() -> None:
     assert said == ["amc23  12/16 samples  10 tokens/s  ETA 10s", "amc23  16/16 samples  8 tokens/s  in 40s"]
 
 
+def test_progress_of_much_work_is_said_at_every_hundredth() -> None:
+    said, clock = [], iter(range(0, 10**6, 11))
+    progress = Progress(said.append, "math500", 8000, now=lambda: next(clock))
+    for _ in range(8000):
+        progress.add()
+    assert len(said) == 100
+
+
 def test_records_of_an_empty_file(tmp_path: Path) -> None:
     (tmp_path / "r.gz").write_bytes(b"")
     records = Records(tmp_path / "r.gz")
@@ -441,6 +452,25 @@ def test_a_directory_without_a_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with model_directory(str(tmp_path)) as directory:
         assert directory == str(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("tiny")
+    build(directory, TinyQwen2Config(hidden_size=64, intermediate_size=64, layers=1, heads=2))
+    return directory
+
+
+def test_a_response_longer_than_the_model_has_positions(tiny_model: Path) -> None:
+    with pytest.raises(UserError, match=r"has \d+ tokens and the model 256 positions: at most max_tokens=2\d\d"):
+        VLLMEngine(str(tiny_model), ["1 2 -> 3"], 8192, {})
+
+
+def test_a_model_without_a_chat_template(tiny_model: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(tiny_model, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match="no chat template"):
+        VLLMEngine(str(bare), ["1 2 -> 3"], 8, {})
 
 
 class _Server(BaseHTTPRequestHandler):

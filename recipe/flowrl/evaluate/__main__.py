@@ -146,7 +146,8 @@ def _generate(
             todo, total = missing[benchmark.name], len(benchmark.problems) * options.n
             progress = Progress(console.message, benchmark.name, total, total - len(todo) * options.n)
             samples = Records(options.out / benchmark.name / SAMPLES)
-            generate(engine, todo, samples, sampling, options.n, options.seed, progress)
+            with console.phase(f"generating {benchmark.name}"):
+                generate(engine, todo, samples, sampling, options.n, options.seed, progress)
 
 
 def _grade(options: Options, benchmark: Benchmark, grader: Grader, console: RunConsole) -> None:

@@ -7,7 +7,7 @@ from recipe.flowrl.reporting.console import HEARTBEAT_S, short_duration
 
 
 class Progress:
-    """Says every :data:`HEARTBEAT_S` seconds, and at the end, how much is done.
+    """Says how much is done, every :data:`HEARTBEAT_S` seconds at most, every hundredth at most, and at the end.
 
     Args:
         say: prints a line.
@@ -28,7 +28,7 @@ class Progress:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._say, self._what, self._total, self._unit, self._now = say, what, total, unit, now
-        self._done = self._before = done
+        self._done = self._before = self._said = done
         self._tokens = 0
         self._started = self._spoke = now()
 
@@ -37,8 +37,9 @@ class Progress:
         self._done += count
         self._tokens += tokens
         now = self._now()
-        if self._done >= self._total or now - self._spoke >= HEARTBEAT_S:
-            self._spoke = now
+        due = now - self._spoke >= HEARTBEAT_S and self._done - self._said >= self._total / 100
+        if due or self._done >= self._total:
+            self._spoke, self._said = now, self._done
             self._say(self._line(now - self._started))
 
     def _line(self, seconds: float) -> str:

@@ -7,11 +7,12 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from recipe.flowrl.evaluate.model import model_name
 from recipe.flowrl.reporting.page import Section, Table, svg, write_page
 
 _HOW = (
-    "n = {n} samples a problem at temperature {temperature}, top-p {top_p}, at most {max_tokens} tokens, seed {seed}. "
-    "Engine: {engine}. Graded by {grader}. Begun {date}. Intervals: 95%, bootstrap over problems."
+    "Model: {model}. n = {n} samples a problem at temperature {temperature}, top-p {top_p}, at most {max_tokens} "
+    "tokens, seed {seed}. Engine: {engine}. Graded by {grader}. Begun {date}. Intervals: 95%, bootstrap over problems."
 )
 _READING = (
     "avg@n: accuracy of one response, ± its standard error over problems. maj@n: accuracy of the answer given most "
@@ -110,7 +111,7 @@ def write_report(out: Path, summary: Mapping[str, Any]) -> Path:
     sections.append(Section("Right responses of a problem", text, figure=svg(_counts(summary))))
     return write_page(
         out / "report.html",
-        f"Evaluation of {protocol['model']}",
+        f"Evaluation of {model_name(protocol['model'])}",
         _HOW.format(**protocol | {"engine": engine}),
         sections,
     )
@@ -164,6 +165,7 @@ def _counts(summary: Mapping[str, Any]) -> Figure:
     axes.set_xlabel(f"right responses of {summary['protocol']['n']}")
     axes.set_ylabel("problems, %")
     axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
     figure.legend(loc="outside right center", fontsize=8)
     return figure
 

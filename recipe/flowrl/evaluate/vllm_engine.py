@@ -44,17 +44,15 @@ class VLLMEngine:
     def __init__(self, model: str, prompts: Sequence[str], max_tokens: int, settings: dict[str, Any]) -> None:
         import torch
 
-        on_cpu = not torch.cuda.is_available()
-        if on_cpu:
-            for name, value in _CPU_ENVIRONMENT.items():  # read when vLLM is imported
-                os.environ.setdefault(name, value)
         self._tokens = _tokenized(model, prompts)
         longest = max(map(len, self._tokens.values()))
         _check_length(model, longest, max_tokens)
         length = longest + max_tokens
         own: dict[str, Any] = {"model": model, "max_model_len": length, "disable_log_stats": True}
-        if on_cpu:
+        if not torch.cuda.is_available():
             own |= _CPU_SETTINGS | {"max_num_batched_tokens": max(2048, length)}
+            for name, value in _CPU_ENVIRONMENT.items():  # read when vLLM is imported
+                os.environ.setdefault(name, value)
         self._engine = _start(own | settings)
 
     def __enter__(self) -> "VLLMEngine":
