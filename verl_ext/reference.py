@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from verl.single_controller.base.decorator import Dispatch, register
-from verl.workers.engine_workers import ActorRolloutRefWorker
+
+from verl_ext.reshard import ReshardingWorker
 
 
-class MovableReferenceWorker(ActorRolloutRefWorker):
+class MovableReferenceWorker(ReshardingWorker):
     """verl's worker; its reference can be set to the actor. Checkpoints hold the reference once that has happened."""
 
     _reference_moved = False

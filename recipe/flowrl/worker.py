@@ -9,16 +9,16 @@ from tensordict import TensorDict
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils.metric.utils import Metric
 from verl.workers.config import TrainingWorkerConfig
-from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from verl.workers.utils.padding import no_padding_2_padding
 
 from recipe.flowrl.advantages import GROUP_LOG_Z
 from recipe.flowrl.config import FlowRLConfig
 from recipe.flowrl.engine import MODEL_TYPE
 from recipe.flowrl.objective import flowrl_loss
+from verl_ext.reshard import ReshardingTrainingWorker, ReshardingWorker
 
 
-class FlowRLTrainingWorker(TrainingWorker):
+class FlowRLTrainingWorker(ReshardingTrainingWorker):
     """verl's training worker on the engine with the log-partition head."""
 
     def __init__(self, config: TrainingWorkerConfig, *, flowrl: FlowRLConfig) -> None:
@@ -26,7 +26,7 @@ class FlowRLTrainingWorker(TrainingWorker):
         self.engine.flowrl = flowrl
 
 
-class FlowRLWorker(ActorRolloutRefWorker):
+class FlowRLWorker(ReshardingWorker):
     """verl's actor, rollout and reference worker, with FlowRL in the actor; the head only where log Z is learned.
 
     ``config.flowrl`` holds the fields of :class:`FlowRLConfig`.
