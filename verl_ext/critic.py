@@ -2,10 +2,11 @@
 
 from verl.utils.import_utils import import_external_libs
 from verl.workers.config import TrainingWorkerConfig
-from verl.workers.engine_workers import TrainingWorker
+
+from verl_ext.reshard import ReshardingTrainingWorker
 
 
-class CriticWorker(TrainingWorker):
+class CriticWorker(ReshardingTrainingWorker):
     """verl's, in whose process the model's ``external_lib`` is imported.
 
     verl imports it where a model's configuration is made: for the actor in the worker, for the critic in the trainer.

@@ -14,9 +14,10 @@ from tensordict import TensorDict
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils import tensordict_utils as tu
 from verl.workers.config import TrainingWorkerConfig
-from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from verl_ext.faults import NonFiniteError
+from verl_ext.reshard import ReshardingTrainingWorker
 
 STEP = "training_step"
 """Under this name a batch says which step it belongs to."""
@@ -77,7 +78,7 @@ class UpdateGuard:
         return skipped
 
 
-class GuardedTrainingWorker(TrainingWorker):
+class GuardedTrainingWorker(ReshardingTrainingWorker):
     """verl's training worker under an :class:`UpdateGuard`; adds the metric ``skipped_update`` to each update's."""
 
     def __init__(self, config: TrainingWorkerConfig, *, guard: UpdateGuard) -> None:

@@ -12,10 +12,11 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer
-from verl.workers.engine_workers import ActorRolloutRefWorker
 
+from verl_ext.checkpoint import AtomicCheckpointMixin
 from verl_ext.critic import CriticWorker
 from verl_ext.nonfinite import SKIPPED, STEP, GuardedWorker
+from verl_ext.row_order import order_rows
 from verl_ext.stop import StopRequest, StopRequested
 from verl_ext.supervision import ENDING, FAILING
 
@@ -43,11 +44,12 @@ class RunObserver(Protocol):
         """Metrics of a step, as verl's loggers get them."""
 
 
-class ObservedTrainerMixin:
+class ObservedTrainerMixin(AtomicCheckpointMixin):
     """Put in front of a verl V1 trainer class; see :func:`choose_trainer`."""
 
-    worker_cls: type[ActorRolloutRefWorker] = GuardedWorker
+    worker_cls: type[GuardedWorker] = GuardedWorker
     always_reference: bool = False
+    rows_in_order: bool = False
     observer: RunObserver
     stop_request = StopRequest()
 
@@ -60,6 +62,8 @@ class ObservedTrainerMixin:
     def _build_replay_buffer(self) -> Any:
         replay_buffer = super()._build_replay_buffer()
         replay_buffer.poll_interval = REPLAY_POLL_INTERVAL_S
+        if self.rows_in_order:
+            order_rows(replay_buffer)
         return replay_buffer
 
     def _init_resource_pool_mgr(self) -> None:
@@ -122,6 +126,7 @@ class ObservedTrainerMixin:
 
     def on_step_begin(self) -> None:
         if self._stop_reason is not None:  # the metrics of the last step are logged by now
+            self.wait_for_save()
             self._shutdown_dump_executor()
             self.stop_request.honour()
             raise StopRequested(

@@ -1,30 +1,14 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and directories with one process that writes to them."""
 
 import fcntl
-import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from recipe.flowrl.errors import UserError
+from verl_ext.files import write_json, write_text
 
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` through a temporary name beside it; its directory is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any, indent: int | None = None) -> None:
-    """Write ``content`` to ``path`` as JSON, like :func:`write_text`."""
-    write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+__all__ = ["alone_in", "write_json", "write_text"]
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from recipe.flowrl import preflight, prepare
 from recipe.flowrl.errors import Terminated
 from recipe.flowrl.reporting.console import RunConsole
 from recipe.flowrl.reporting.events import FIRST_PHASE, EventWriter
-from recipe.flowrl.run_dir import next_log, recorded_launch, resume_step, save_config, set_aside_records
+from recipe.flowrl.resume import choose, settle, verified
+from recipe.flowrl.run_dir import next_log, recorded_launch, save_config, set_aside_records
 from recipe.flowrl.supervised import supervised
 from recipe.flowrl.terminal import output_into
 from verl_ext.faults import RunFault
@@ -70,7 +71,7 @@ def _shares_ray(config: DictConfig) -> bool:
 
 
 def _already_finished(config: DictConfig, console: RunConsole) -> bool:
-    done, total = resume_step(config), config.trainer.total_training_steps
+    done, total = choose(config).step, config.trainer.total_training_steps
     finished = total is not None and done >= total
     if finished:
         console.message(
@@ -90,9 +91,10 @@ def _prepare(config: DictConfig, console: RunConsole) -> None:
 
 
 def _train(config: DictConfig, run_dir: Path, console: RunConsole, sigterm: "Sigterm", guardian: Guardian) -> None:
-    step = resume_step(config)
-    if step:
-        console.message(f"continuing after step {step}")
+    resume = verified(config, console)
+    settle(config, resume)
+    if resume.step:
+        console.message(f"continuing after step {resume.step}")
     elif superseded := set_aside_records(run_dir):
         console.message(f"starting from scratch; records of the earlier run are now in {superseded}")
     save_config(config, run_dir)

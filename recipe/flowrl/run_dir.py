@@ -12,9 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recipe.flowrl.errors import account_of
 from recipe.flowrl.files import write_json
-
-TRACKER = "latest_checkpointed_iteration.txt"
-"""verl's file beside the checkpoints that names the last one."""
+from recipe.flowrl.resume import choose
 
 KILLED = "killed, or its machine went down"
 """The end of a launch that couldn't record one."""
@@ -46,7 +44,7 @@ def recorded_launch(config: DictConfig, run_dir: Path) -> Iterator[None]:
     """
     path = run_dir / "run.json"
     before = json.loads(path.read_text()) if path.exists() else {}
-    earlier = before if resume_step(config) else {}
+    earlier = before if choose(config).checkpoint else {}
     record = {
         "experiment": config.trainer.project_name,
         "algo": config.trainer.experiment_name,
@@ -67,16 +65,6 @@ def recorded_launch(config: DictConfig, run_dir: Path) -> Iterator[None]:
         raise
     finally:
         write_json(path, record | {"finished": time.time(), "exit_status": status, "ended": ended}, indent=1)
-
-
-def resume_step(config: DictConfig) -> int:
-    """The step after which this launch will continue; 0 is a start from scratch."""
-    if config.trainer.resume_mode == "resume_path":
-        return int(str(config.trainer.resume_from_path).rstrip("/").rsplit("global_step_", 1)[-1])
-    tracker = Path(config.trainer.default_local_dir) / TRACKER
-    if config.trainer.resume_mode == "disable" or not tracker.is_file():
-        return 0
-    return int(tracker.read_text())
 
 
 def set_aside_records(run_dir: Path) -> Path | None:

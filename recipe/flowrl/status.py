@@ -20,7 +20,8 @@ from recipe.flowrl.errors import UserError, exit_status_of
 from recipe.flowrl.reporting import names
 from recipe.flowrl.reporting.console import StepClock, short_duration
 from recipe.flowrl.reporting.events import FIRST_PHASE, follow
-from recipe.flowrl.run_dir import KILLED, TRACKER
+from recipe.flowrl.run_dir import KILLED
+from verl_ext.checkpoint_files import TRACKER
 
 QUIET_S = 900.0
 """Without an event for so long, a run on another machine counts as silent: longer than a usual phase."""

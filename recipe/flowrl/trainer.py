@@ -36,6 +36,7 @@ class RecordedTrainer(ObservedTrainerMixin):
 
             self.worker_cls = MovableReferenceWorker
         self.always_reference = self.always_reference or config.algorithm.kl_matched_beta is not None
+        self.rows_in_order = config.deterministic
         super().__init__(config)
         self.observer = RunRecorder(config.run_dir)
         self.stop_request = StopRequest(config.stop_file, config.stop_deadline)

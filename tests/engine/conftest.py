@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,17 @@ def results_1(directory: Path) -> dict[str, Any]:
 def results_2(directory: Path, results_1: dict[str, Any]) -> dict[str, Any]:
     """After those of one rank, which wrote a file that two ranks read."""
     return run_ranks(directory, 2)
+
+
+@pytest.fixture(scope="session")
+def resharded(directory: Path, results_2: dict[str, Any]) -> Callable[[int], Any]:
+    """What ``resharded`` returned on so many ranks, after what it loads has been written."""
+
+    @functools.cache
+    def get(ranks: int) -> Any:
+        return run_ranks(directory, ranks, "resharded")["resharded"]
+
+    return get
 
 
 @pytest.fixture(params=[1, 2], ids=["1-rank", "2-rank"])

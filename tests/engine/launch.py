@@ -24,8 +24,8 @@ class Failure:
     traceback: str
 
 
-def run_ranks(directory: Path, ranks: int, limit_s: float = 500.0) -> dict[str, Any]:
-    """Results of all scenarios on ``ranks`` gloo ranks: name -> what it returned, or a :class:`Failure`.
+def run_ranks(directory: Path, ranks: int, *scenarios: str, limit_s: float = 500.0) -> dict[str, Any]:
+    """Results of all or the named scenarios on ``ranks`` gloo ranks: name -> what it returned, or a :class:`Failure`.
 
     Raises:
         RuntimeError: a rank ended with an error or the time was up; with the end of that rank's output.
@@ -33,7 +33,8 @@ def run_ranks(directory: Path, ranks: int, limit_s: float = 500.0) -> dict[str, 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    logs = [directory / f"rank_{rank}_of_{ranks}.log" for rank in range(ranks)]
+    run = "_".join([str(ranks), *scenarios])
+    logs = [directory / f"rank_{rank}_of_{run}.log" for rank in range(ranks)]
     processes = []
     try:
         for rank, log in enumerate(logs):
@@ -41,7 +42,7 @@ def run_ranks(directory: Path, ranks: int, limit_s: float = 500.0) -> dict[str, 
             place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": PROJECT}
             environment = os.environ | {name: str(value) for name, value in place.items()}
             with log.open("w") as output:
-                command = [sys.executable, str(SCENARIOS), str(directory)]
+                command = [sys.executable, str(SCENARIOS), str(directory), f"results_{run}.pt", *scenarios]
                 processes.append(subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT))
         deadline = time.monotonic() + limit_s
         while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
@@ -56,4 +57,4 @@ def run_ranks(directory: Path, ranks: int, limit_s: float = 500.0) -> dict[str, 
     if any(code != 0 for code in codes):
         tails = "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in logs)
         raise RuntimeError(f"exit codes after at most {limit_s:.0f} s (None: still running): {codes}\n{tails}")
-    return torch.load(directory / f"results_{ranks}.pt", weights_only=False)
+    return torch.load(directory / f"results_{run}.pt", weights_only=False)

@@ -1,7 +1,8 @@
-"""What the ranks do: ``python scenarios.py DIRECTORY``, started once for each rank by ``launch.run_ranks``.
+"""What the ranks do: ``python scenarios.py DIRECTORY RESULTS [SCENARIO ...]``, started by ``launch.run_ranks``.
 
-Each scenario runs on all ranks with real workers; rank 0 writes what they return to ``results_<ranks>.pt``. The tests,
-in the parent process, judge it. A scenario that raises on every rank fails its own tests only.
+Each scenario (all but ``resharded``, unless named) runs on all ranks with real workers; rank 0 writes what they return
+to the file RESULTS. The tests, in the parent process, judge it. A scenario that raises on every rank fails its own
+tests only.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch import Tensor
 from verl.utils import tensordict_utils as tu
 from verl.utils.distributed import initialize_global_process_group
 from verl.utils.ulysses import gather_outputs_and_unpad
-from workers import captured_gradients, make_worker, parameters_of, to_batch, update, whole
+from workers import captured_gradients, make_worker, parameters_of, state_of, to_batch, update, whole
 
 from recipe.flowrl.config import FlowRLConfig
 from recipe.flowrl.engine import _decoder
@@ -38,6 +39,9 @@ from verl_ext.nonfinite import UpdateGuard
 
 STILL = FlowRLConfig(partition_lr=0.0)
 MOVING = {"lr": 1e-3, "weight_decay": 0.01}
+RESUMED = FlowRLConfig(partition_lr=1e-2, partition_weight_decay=0.1)
+SCHEDULED = {**MOVING, "lr_scheduler_type": "cosine", "lr_warmup_steps": 1, "total_training_steps": 6}
+LORA = {"lora_rank": 4, "lora_alpha": 8}
 # Prompt and response lengths. On two ranks: odd totals; a rank without a prompt token; a prompt over both ranks.
 SHARDED_LENGTHS = (([3, 1, 4], [2, 5, 2]), ([3, 1, 4], [2, 5, 1]), ([2], [7]), ([1, 1], [9, 8]), ([9, 1], [1, 1]))
 
@@ -241,35 +245,22 @@ def isolation(inputs: Inputs) -> dict[str, Any]:
 def checkpoint(inputs: Inputs) -> dict[str, Any]:
     """Update, save, update; then in fresh workers: load, update."""
     first, second = inputs.sequences, replace(inputs.sequences, advantages=inputs.sequences.advantages[::-1])
-    flowrl = FlowRLConfig(partition_lr=1e-2, partition_weight_decay=0.1)
-    optim = {**MOVING, "lr_scheduler_type": "cosine", "lr_warmup_steps": 1, "total_training_steps": 6}
     directory = inputs.directory / f"checkpoint_{inputs.ranks}" / "global_step_1" / "actor"
 
-    def state(worker: Any) -> dict[str, Any]:
-        engine = worker.engine
-        pairs = (engine.optimizer, engine.lr_scheduler), (engine.auxiliary_optimizer, engine.auxiliary_lr_scheduler)
-        moments = [
-            [{name: whole(value) for name, value in optimizer.state[p].items()} for p in group["params"]]
-            for optimizer, _ in pairs
-            for group in optimizer.param_groups
-        ]
-        rates = [(optimizer.param_groups[0]["lr"], scheduler.state_dict()) for optimizer, scheduler in pairs]
-        return {"parameters": parameters_of(worker), "moments": moments, "rates": rates}
-
-    worker = make_worker(inputs.qwen2, flowrl, optim=optim)
+    worker = make_worker(inputs.qwen2, RESUMED, optim=SCHEDULED)
     update(worker, first)
     worker.save_checkpoint(str(directory))
-    saved = state(worker)
+    saved = state_of(worker)
     batch = to_batch(worker, second, compute_loss=False)
     log_probs = tu.get(worker.infer_batch(batch), "log_probs")
-    uninterrupted = {"metrics": update(worker, second), **state(worker)}
+    uninterrupted = {"metrics": update(worker, second), **state_of(worker)}
 
-    resumed_worker = make_worker(inputs.qwen2, flowrl, optim=optim)
+    resumed_worker = make_worker(inputs.qwen2, RESUMED, optim=SCHEDULED)
     resumed_worker.load_checkpoint(str(directory))
-    loaded = state(resumed_worker)
-    resumed = {"metrics": update(resumed_worker, second), **state(resumed_worker)}
+    loaded = state_of(resumed_worker)
+    resumed = {"metrics": update(resumed_worker, second), **state_of(resumed_worker)}
 
-    weights_only = make_worker(inputs.qwen2, flowrl, optim=optim, checkpoint={"load_contents": ["model"]})
+    weights_only = make_worker(inputs.qwen2, RESUMED, optim=SCHEDULED, checkpoint={"load_contents": ["model"]})
     weights_only.load_checkpoint(str(directory))
     engine = weights_only.engine
     return {
@@ -323,7 +314,7 @@ def lora(inputs: Inputs) -> dict[str, Any]:
     worker = make_worker(
         inputs.qwen2,
         FlowRLConfig(partition_lr=1e-2),
-        model={"lora_rank": 4, "lora_alpha": 8},
+        model=LORA,
         optim=MOVING,
     )
     before = parameters_of(worker)
@@ -339,6 +330,26 @@ def lora(inputs: Inputs) -> dict[str, Any]:
         "metrics": metrics,
         "synced": names,
         "log_probs": list(log_probs.unbind()),
+    }
+
+
+def resharded(inputs: Inputs) -> dict[str, Any]:
+    """Load what another number of ranks has saved (the scenarios ``checkpoint`` and ``lora``), then update."""
+    other = 3 - inputs.ranks
+    worker = make_worker(inputs.qwen2, RESUMED, optim=SCHEDULED)
+    worker.load_checkpoint(str(inputs.directory / f"checkpoint_{other}" / "global_step_1" / "actor"))
+    random_states: list[Any] = [None] * inputs.ranks
+    dist.all_gather_object(random_states, worker.engine.checkpoint_manager.get_rng_state())
+    loaded = state_of(worker)
+    second = replace(inputs.sequences, advantages=inputs.sequences.advantages[::-1])
+    updated = {"metrics": update(worker, second), **state_of(worker)}
+    lora_worker = make_worker(inputs.qwen2, FlowRLConfig(partition_lr=1e-2), model=LORA, optim=MOVING)
+    lora_worker.load_checkpoint(str(inputs.directory / f"lora_{other}" / "global_step_2" / "actor"))
+    return {
+        "loaded": loaded,
+        "random states": random_states,
+        "updated": updated,
+        "lora": parameters_of(lora_worker),
     }
 
 
@@ -419,11 +430,11 @@ SCENARIOS = [
 ]  # fmt: skip
 
 
-def main(directory: Path) -> None:
+def main(directory: Path, results_file: str, names: list[str]) -> None:
     rank, ranks = initialize_global_process_group()[1:]
     inputs = Inputs(directory, torch.load(directory / "sequences.pt", weights_only=False), ranks)
     results: dict[str, Any] = {}
-    for scenario in SCENARIOS:
+    for scenario in [globals()[name] for name in names] or SCENARIOS:
         started = time.monotonic()
         try:
             results[scenario.__name__] = scenario(inputs)
@@ -432,8 +443,8 @@ def main(directory: Path) -> None:
             traceback.print_exc()
         print(f"{scenario.__name__}: {time.monotonic() - started:.1f} s", flush=True)
     if rank == 0:
-        torch.save(results, directory / f"results_{ranks}.pt")
+        torch.save(results, directory / results_file)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from launch import Failure
 from torch.utils._pytree import tree_flatten
 
 Result = Callable[[str], Any]
@@ -70,3 +71,46 @@ def test_lora_trains_adapters_and_head_only(result: Result) -> None:
     assert any(not torch.equal(before["head"][name], after["head"][name]) for name in before["head"])
     assert all("lora_" in name for name in outcome["synced"])
     assert all(metrics["flowrl/log_partition_grad_norm"] > 0 for metrics in outcome["metrics"])
+
+
+# ---- on another number of ranks than saved it ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(ranks: int, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Results of the run that saved the checkpoints that ``ranks`` ranks load."""
+    return request.getfixturevalue(f"results_{3 - ranks}")
+
+
+@pytest.fixture
+def loaded(resharded: Callable[[int], Any], ranks: int) -> dict[str, Any]:
+    outcome = resharded(ranks)
+    if isinstance(outcome, Failure):
+        pytest.fail(outcome.traceback, pytrace=False)
+    return outcome
+
+
+def test_another_number_of_ranks_loads_the_same_state(loaded: dict[str, Any], other: dict[str, Any]) -> None:
+    """Weights, both optimizers' moments and step counts, learning rates and schedules, to the last bit."""
+    assert_identical(loaded["loaded"], other["checkpoint"]["saved"])
+    assert_identical(loaded["lora"], other["lora"]["after"])
+
+
+def test_its_next_update_is_the_other_numbers(loaded: dict[str, Any], other: dict[str, Any]) -> None:
+    wanted, updated = other["checkpoint"]["uninterrupted"], loaded["updated"]
+    assert_identical(updated["rates"], wanted["rates"])
+    for key in ("parameters", "moments"):
+        (values, spec), (targets, target_spec) = tree_flatten(updated[key]), tree_flatten(wanted[key])
+        assert spec == target_spec
+        for value, target in zip(values, targets, strict=True):
+            torch.testing.assert_close(value, target, rtol=1e-4, atol=1e-6)
+    for name in ("loss", "grad_norm", "flowrl/log_z", "flowrl/log_partition_grad_norm"):
+        assert updated["metrics"][name] == pytest.approx(wanted["metrics"][name], rel=1e-4, abs=1e-6), name
+
+
+def test_random_states_go_on_and_differ_by_rank(loaded: dict[str, Any], ranks: int, directory: Path) -> None:
+    files = sorted((directory / f"checkpoint_{3 - ranks}/global_step_1/actor").glob("extra_state_*"))
+    saved = [torch.load(file, weights_only=False)["rng"]["cpu"] for file in files]
+    states = [state["cpu"] for state in loaded["random states"]]
+    assert all(torch.equal(state, old) for state, old in zip(states, saved, strict=False))
+    assert ranks == 1 or not torch.equal(*states)

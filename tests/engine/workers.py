@@ -137,6 +137,19 @@ def whole(tensor: Tensor) -> Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
+def state_of(worker: FlowRLTrainingWorker) -> dict[str, Any]:
+    """Weights, both optimizers' entries, learning rates and schedules, whole. Collective."""
+    engine = worker.engine
+    pairs = (engine.optimizer, engine.lr_scheduler), (engine.auxiliary_optimizer, engine.auxiliary_lr_scheduler)
+    moments = [
+        [{name: whole(value) for name, value in optimizer.state[p].items()} for p in group["params"]]
+        for optimizer, _ in pairs
+        for group in optimizer.param_groups
+    ]
+    rates = [(optimizer.param_groups[0]["lr"], scheduler.state_dict()) for optimizer, scheduler in pairs]
+    return {"parameters": parameters_of(worker), "moments": moments, "rates": rates}
+
+
 def parameters_of(worker: FlowRLTrainingWorker) -> dict[str, dict[str, Tensor]]:
     """Weights, whole: ``{"policy": {name: tensor}, "head": {...}}``. Collective."""
     modules = {"policy": worker.engine.module, "head": worker.engine.auxiliary}

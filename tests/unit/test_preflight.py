@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from checkpoint_directories import save
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -654,14 +655,6 @@ def test_verls_own_reward(source: str, parts: list[str], configure: Configure, t
 # ---- run directory and checkpoints --------------------------------------------------------------------------------
 
 
-def _checkpoint(directory: Path, step: int, world_size: int, ranks: range) -> None:
-    actor = directory / f"global_step_{step}" / "actor"
-    actor.mkdir(parents=True)
-    for rank in ranks:
-        (actor / f"model_world_size_{world_size}_rank_{rank}.pt").touch()
-    (directory / "latest_checkpointed_iteration.txt").write_text(str(step))
-
-
 def test_a_run_dir_that_is_a_file(configure: Configure, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     assert_clear(refusal(preflight.check, configure()), f"run_dir: {tmp_path / 'run'} is a file")
@@ -686,57 +679,16 @@ def test_no_room_for_a_checkpoint(configure: Configure, monkeypatch: pytest.Monk
     checkpoint.check_checkpoint_space(configure({"trainer.save_freq": -1}), parameters=200_000_000)
 
 
-@pytest.mark.parametrize(
-    ("path", "parts"),
-    [
-        (None, ["resume_path needs trainer.resume_from_path"]),
-        ("/nonexistent/global_step_3", ["/nonexistent/global_step_3 doesn't exist"]),
-        ("/tmp", ["/tmp is no checkpoint", "global_step_N"]),
-    ],
-)
-def test_resume_paths(path: str | None, parts: list[str], configure: Configure) -> None:
-    changes = {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": path}
-    assert_clear(refusal(preflight.check, configure(changes)), "trainer.resume_from_path", *parts)
-
-
 @pytest.mark.parametrize("mode", ["auto", "resume_path"])
-@pytest.mark.parametrize(
-    ("world_size", "ranks", "parts"),
-    [
-        (1, range(0), ["holds no weights", "trainer.resume_mode=disable"]),
-        (2, range(2), ["saved by 2 ranks, and this run has 1", "run with 2"]),
-    ],
-)
-def test_checkpoints(
-    mode: str, world_size: int, ranks: range, parts: list[str], configure: Configure, tmp_path: Path
-) -> None:
-    checkpoints = tmp_path / "run" / "checkpoints"
-    _checkpoint(checkpoints, 3, world_size, ranks)
-    given = str(checkpoints / "global_step_3") if mode == "resume_path" else None
+def test_a_checkpoint_that_is_not_whole(mode: str, configure: Configure, tmp_path: Path) -> None:
+    """What of it, and what then: test_resume.py."""
+    file = save(tmp_path / "run" / "checkpoints", 3) / "actor" / "model_world_size_1_rank_0.pt"
+    given = str(tmp_path / "run" / "checkpoints" / "global_step_3") if mode == "resume_path" else None
     changes = {"trainer.resume_mode": mode, "trainer.resume_from_path": given}
-    assert_clear(refusal(preflight.check, configure(changes)), str(checkpoints / "global_step_3" / "actor"), *parts)
+    assert preflight.check(configure(changes)) == []
+    file.write_bytes(b"")
+    assert_clear(refusal(preflight.check, configure(changes)), str(file), "0 bytes", "trainer.resume_mode=disable")
     preflight.check(configure({"trainer.resume_mode": "disable"}))
-
-
-def test_a_checkpoint_that_lacks_a_rank(configure: Configure, tmp_path: Path) -> None:
-    _checkpoint(tmp_path / "run" / "checkpoints", 3, 2, range(1))
-    changes = {"trainer.n_gpus_per_node": 2, f"{ROLLOUT}.tensor_model_parallel_size": 1}
-    assert_clear(refusal(preflight.check, configure(changes)), "lacks model_world_size_2_rank_1.pt")
-
-
-def test_a_whole_checkpoint_passes(configure: Configure, tmp_path: Path) -> None:
-    _checkpoint(tmp_path / "run" / "checkpoints", 3, 1, range(1))
-    assert preflight.check(configure()) == []
-
-
-@pytest.mark.parametrize("content", ["4", "", "x"])
-def test_a_tracker_that_names_no_checkpoint(content: str, configure: Configure, tmp_path: Path) -> None:
-    """verl would start from scratch and overwrite the checkpoints, or fail on the number."""
-    checkpoints = tmp_path / "run" / "checkpoints"
-    _checkpoint(checkpoints, 3, 1, range(1))
-    (checkpoints / "latest_checkpointed_iteration.txt").write_text(content)
-    message = refusal(preflight.check, configure())
-    assert_clear(message, "latest_checkpointed_iteration.txt", repr(content), "there are global_step_3")
 
 
 # ---- machine ------------------------------------------------------------------------------------------------------

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from checkpoint_directories import save
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.flowrl.reporting.observer import RunRecorder
-from recipe.flowrl.run_dir import next_log, recorded_launch, resume_step, save_config, set_aside_records
+from recipe.flowrl.run_dir import next_log, recorded_launch, save_config, set_aside_records
 
 
 @pytest.fixture
@@ -18,25 +19,10 @@ def config(tmp_path: Path) -> DictConfig:
         "resume_mode": "auto",
         "resume_from_path": None,
         "default_local_dir": str(tmp_path / "checkpoints"),
+        "nnodes": 1,
+        "n_gpus_per_node": 1,
     }
     return OmegaConf.create({"trainer": trainer})
-
-
-def checkpoint(config: DictConfig, step: int) -> None:
-    directory = Path(config.trainer.default_local_dir)
-    directory.mkdir(exist_ok=True)
-    (directory / "latest_checkpointed_iteration.txt").write_text(str(step))
-
-
-def test_resume_step(config: DictConfig) -> None:
-    assert resume_step(config) == 0
-    checkpoint(config, 40)
-    assert resume_step(config) == 40
-    config.trainer.resume_mode = "disable"
-    assert resume_step(config) == 0
-    config.trainer.resume_mode = "resume_path"
-    config.trainer.resume_from_path = "/a/global_step_7/"
-    assert resume_step(config) == 7
 
 
 def test_every_launch_has_its_log(tmp_path: Path) -> None:
@@ -65,7 +51,7 @@ def test_launches_are_recorded(config: DictConfig, tmp_path: Path) -> None:
     assert record()["exit_status"] == 130 and record()["ended"] == "interrupted"
     started = record()["started"]
 
-    checkpoint(config, 10)
+    save(Path(config.trainer.default_local_dir), 10)
     with recorded_launch(config, tmp_path):
         pass
     assert record()["attempts"] == 2 and record()["exit_status"] == 0

@@ -5,9 +5,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from checkpoint_directories import make_checkpoint
+from omegaconf import OmegaConf
 
 from recipe.flowrl.errors import STOPPED, exit_status_of
 from verl_ext import stop
+from verl_ext.checkpoint_files import tracked_step
 from verl_ext.stop import StopRequest, StopRequested
 from verl_ext.supervision import ENDING, FAILING
 
@@ -49,6 +52,7 @@ class Base:
 
     def __init__(self, config: Any) -> None:
         self.use_reference_policy, self.global_steps, self.total_training_steps = False, 0, 4
+        self.config, self.checkpoint_callback = config, SimpleNamespace(on_save=lambda **told: None)
         self.saved: list[int] = []
         self.logged: list[int] = []
 
@@ -57,6 +61,7 @@ class Base:
     def on_step_end(self) -> None: ...
 
     def _save_checkpoint(self) -> None:
+        make_checkpoint(Path(self.config.trainer.default_local_dir), self.global_steps)
         self.saved.append(self.global_steps)
 
     def _shutdown_dump_executor(self) -> None:
@@ -76,7 +81,8 @@ class Base:
 def trainer(tmp_path: Path) -> Any:
     from verl_ext.trainer import ObservedTrainerMixin
 
-    made = type("Trainer", (ObservedTrainerMixin, Base), {})(None)
+    config = OmegaConf.create({"trainer": {"default_local_dir": str(tmp_path / "checkpoints")}})
+    made = type("Trainer", (ObservedTrainerMixin, Base), {})(config)
     made.observer = SimpleNamespace(phase=lambda name: None)
     made.stop_request = StopRequest(tmp_path / "stop")
     return made
@@ -91,6 +97,7 @@ def test_the_step_is_finished_saved_once_and_logged(
     with pytest.raises(StopRequested, match="stopped after step 2, which is saved") as stopped:
         trainer.fit(save_freq)
     assert trainer.saved == saved
+    assert tracked_step(tmp_path / "checkpoints") == 2, "it waited until the checkpoint was in place"
     assert trainer.logged == [1, 2, -1], "and the samples are written out"
     assert not (tmp_path / "stop").exists()
     assert exit_status_of(stopped.value) == STOPPED == 75

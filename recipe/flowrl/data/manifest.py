@@ -1,20 +1,17 @@
 """What a directory of prepared data holds: rows and SHA-256 of each file, written last and checked before a run."""
 
-import hashlib
 import json
 from pathlib import Path
 
 from recipe.flowrl.errors import UserError
-from recipe.flowrl.files import write_json
-
-NAME = "manifest.json"
+from verl_ext.files import MANIFEST, sha256, write_json
 
 
 def write_manifest(directory: Path, rows: dict[str, int]) -> Path:
     """Write the manifest of ``directory``, whose files have so many ``rows``."""
     files = {name: {"rows": count, "sha256": sha256(directory / name)} for name, count in rows.items()}
-    write_json(directory / NAME, {"files": files}, indent=2)
-    return directory / NAME
+    write_json(directory / MANIFEST, {"files": files}, indent=2)
+    return directory / MANIFEST
 
 
 def check_file(path: Path) -> None:
@@ -23,7 +20,7 @@ def check_file(path: Path) -> None:
     Raises:
         UserError: the file has changed, or the manifest can't be read.
     """
-    manifest = path.with_name(NAME)
+    manifest = path.with_name(MANIFEST)
     if not manifest.is_file():
         return
     try:
@@ -36,9 +33,3 @@ def check_file(path: Path) -> None:
             f"{path} isn't the file that {manifest} was written for (its SHA-256 differs): prepare the data again, or "
             "remove the manifest if you changed it on purpose"
         )
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
