@@ -46,7 +46,7 @@ def write_report(directory: Path) -> Path:
         groups.setdefault(_name(result), []).append(result)
     ordered = sorted(groups.values(), key=lambda runs: np.mean([run["worst"]["kl_policy_target"] for run in runs]))
     results = [runs[0] for runs in ordered]
-    header = ["algorithm", *_COLUMNS.values(), f"samples to {NEAR} nats", "seeds"]
+    header = ["algorithm", "seeds", f"samples to {NEAR} nats", *_COLUMNS.values()]
     note = (
         "Where there are several seeds: their mean, and the least and the largest." if len(found) > len(groups) else ""
     )
@@ -77,7 +77,7 @@ def samples_to(result: dict[str, Any], divergence: float) -> int | None:
 def _row(runs: list[dict[str, Any]]) -> list[str]:
     """A line of the table: one algorithm's runs, which differ in their seed only."""
     cells = [_show([run["worst"][name] for run in runs], "{:.4f}") for name in _COLUMNS]
-    return [_name(runs[0]), *cells, _show([samples_to(run, NEAR) for run in runs], "{:,.0f}"), str(len(runs))]
+    return [_name(runs[0]), str(len(runs)), _show([samples_to(run, NEAR) for run in runs], "{:,.0f}"), *cells]
 
 
 def _name(result: dict[str, Any]) -> str:
