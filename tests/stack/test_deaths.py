@@ -27,7 +27,7 @@ def check(outcome: Outcome, *words: str) -> None:
 
 
 def test_a_run_survives_its_deaths(prepared: None, tmp_path: Path, victims: list[Victim]) -> None:
-    """The vLLM engine is killed while rollouts are under way; the next run continues, and its main process is killed."""
+    """Its vLLM engine is killed while rollouts are under way; the next run continues; its main process is killed."""
     victims.append(first := Victim(tmp_path))
     first.wait_for("rollout", times=2)
     engine = first.find("vLLM engine")
