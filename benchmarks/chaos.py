@@ -46,7 +46,7 @@ class Kill:
 def plan(number: int, seed: int) -> list[Kill]:
     """``number`` kills: all kinds in turn, in an order, in phases and with delays drawn from ``seed``.
 
-    Every fifth falls into a save, every fifth into the start.
+    Every fifth falls into a save, and of every fifth those that are there by then into the start.
     """
     draw = random.Random(seed)
     kills: list[Kill] = []
@@ -62,7 +62,7 @@ def plan(number: int, seed: int) -> list[Kill]:
 
 def carry_out(kill: Kill, victim: Victim) -> bool:
     """Hit ``victim``; returns whether it goes on."""
-    victim.wait_for(kill.phase, times=1 if kill.phase in STARTING else 2)
+    victim.wait_for(kill.phase)
     time.sleep(kill.delay_s)
     kill.moment = victim.now()
     deadline = time.monotonic() + 30

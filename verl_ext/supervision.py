@@ -37,11 +37,12 @@ KINDS = {
     r"ray::(\w*RewardLoopWorker\w*)": "a reward worker",
     r"ray::(WorkerDict|\w*Worker)\b": "a training worker",
     r"ray::(TransferQueueController|SimpleStorageUnit)": "a part of the data queue",
-    r"ray::(?!IDLE)([A-Z]\w*)": "a Ray actor",
+    r"ray::(GlobalRequestLoadBalancer)": "the load balancer of the rollouts",
 }
 """Start of a process's title -> what it is. If several die at once, the first of them here took the others along.
 
-Ray's idle workers and those that run a plain function come and go, and its monitors aren't needed: they aren't here.
+Only those are here without which a run can't go on and that live as long as it does: Ray's idle workers, those that run
+a plain function and actors of an unknown kind may come and go, and Ray's monitors aren't needed.
 """
 
 ENDED_FIRST = "a part of the data queue"
