@@ -159,6 +159,7 @@ class Supervisor:
         with self._lock:
             alive = {p.pid: p for p in descendants(psutil.Process()) if runs(p)}
             gone = [self._members.pop(pid) for pid in list(self._members) if pid not in alive]
-            for lost in sorted(gone, key=lambda lost: lost.rank):
-                self._deaths.append(Death(lost, signal_that_ended(lost.process.pid), time.time()))
+            deaths = [Death(lost, signal_that_ended(lost.process.pid), time.time()) for lost in gone]
+            # Who was killed took along those that ended by themselves.
+            self._deaths += sorted(deaths, key=lambda death: (death.signal is None, death.member.rank))
             self._members |= {m.process.pid: m for m in map(member, alive.values()) if m is not None}
