@@ -107,6 +107,8 @@ def run(kills: list[Kill], done: int, run_dir: Path, console: Console, out: Path
                     write(out, kills, number - 1, seed)
                     previous = None
                 goes_on = carry_out(kill, victim)
+                if victim.first_step not in (None, victim.resumed_step + 1):
+                    kill.problems.append(f"the first step was {victim.first_step}, not {victim.resumed_step + 1}")
             except RuntimeError as error:
                 kill.problems.append(str(error)[:300])
                 goes_on = False

@@ -37,6 +37,7 @@ def test_a_run_survives_its_deaths(prepared: None, tmp_path: Path, victims: list
     victims.append(second := Victim(tmp_path))
     second.wait_for("step")
     assert second.resumed_step == first.saved_step
+    assert second.first_step == first.saved_step + 1
     main = second.find("main process")
     check(second.kill(main), f"the main process (pid {main.pid}) died")
 
