@@ -46,7 +46,7 @@ class Kill:
 def plan(number: int, seed: int) -> list[Kill]:
     """``number`` kills: all kinds in turn, in an order, in phases and with delays drawn from ``seed``.
 
-    Every fifth falls into a save, every fifth into the start.
+    Every fifth falls into a save, and of every fifth those that are there by then into the start.
     """
     draw = random.Random(seed)
     kills: list[Kill] = []
@@ -62,7 +62,7 @@ def plan(number: int, seed: int) -> list[Kill]:
 
 def carry_out(kill: Kill, victim: Victim) -> bool:
     """Hit ``victim``; returns whether it goes on."""
-    victim.wait_for(kill.phase, times=1 if kill.phase in STARTING else 2)
+    victim.wait_for(kill.phase)
     time.sleep(kill.delay_s)
     kill.moment = victim.now()
     deadline = time.monotonic() + 30
@@ -102,13 +102,16 @@ def run(kills: list[Kill], done: int, run_dir: Path, console: Console, out: Path
             victim = victim or Victim(run_dir)
             console.print(f"{number}/{len(kills)}: {kill.kind}, {kill.delay_s} s into {kill.phase!r} ...")
             try:
+                if previous is not None:
+                    check_resume(previous, victim)
+                    write(out, kills, number - 1, seed)
+                    previous = None
                 goes_on = carry_out(kill, victim)
+                if victim.first_step not in (None, victim.resumed_step + 1):
+                    kill.problems.append(f"the first step was {victim.first_step}, not {victim.resumed_step + 1}")
             except RuntimeError as error:
                 kill.problems.append(str(error)[:300])
                 goes_on = False
-            if previous is not None:
-                check_resume(previous, victim)
-                previous = None
             console.print(f"    {kill.outcome.message if kill.outcome else ''} {'; '.join(kill.problems)}".rstrip())
             if not goes_on:
                 victim.end()
@@ -116,7 +119,6 @@ def run(kills: list[Kill], done: int, run_dir: Path, console: Console, out: Path
             write(out, kills, number, seed)
         if previous is not None:
             victim = Victim(run_dir)
-            victim.wait_for("step")
             check_resume(previous, victim)
             write(out, kills, len(kills), seed)
     finally:
@@ -125,7 +127,8 @@ def run(kills: list[Kill], done: int, run_dir: Path, console: Console, out: Path
 
 
 def check_resume(kill: Kill, victim: Victim) -> None:
-    """Whether ``victim``, the launch after ``kill``, went on where it should."""
+    """Whether ``victim``, the launch after ``kill``, goes on where it should."""
+    victim.wait_for("starting Ray")  # it has said so by then
     kill.resumed_step = victim.resumed_step
     if kill.resumed_step != kill.saved_step:
         kill.problems.append(f"went on after step {kill.resumed_step}, not {kill.saved_step}")

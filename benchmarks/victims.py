@@ -102,6 +102,11 @@ class Victim:
         match = re.search(r"continuing after step (\d+)", self.output)
         return int(match[1]) if match else 0
 
+    @property
+    def first_step(self) -> int | None:
+        """The first step that has ended in this launch."""
+        return next((event["step"] for event in self._events() if event["event"] == "step"), None)
+
     def wait_for(self, phase: str, times: int = 1, timeout_s: float = 240) -> None:
         """Until ``phase`` has begun for so many times in this launch; ``step``: until so many steps have ended.
 

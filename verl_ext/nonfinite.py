@@ -44,13 +44,18 @@ class UpdateGuard:
     _micro_batches: list[dict[str, Any]] = field(default_factory=list)
 
     def watch(self, loss_function: Callable) -> Callable:
-        """``loss_function``, in the form in which verl's engine calls it, under this guard."""
+        """``loss_function``, in the form in which verl's engine calls it, under this guard.
 
-        def watched(model_output: dict, data: TensorDict, dp_group: Any = None) -> tuple[torch.Tensor, dict]:
-            loss, metrics = loss_function(model_output=model_output, data=data, dp_group=dp_group)
+        verl calls that of a distillation for the logits too, without ``model_output``.
+        """
+
+        def watched(**arguments: Any) -> Any:
+            if "model_output" not in arguments:
+                return loss_function(**arguments)
+            loss, metrics = loss_function(**arguments)
             if torch.is_grad_enabled():
                 if self._in_a_row + 1 >= self.max_in_a_row:  # else nothing is to be kept in memory
-                    self._micro_batches.append(_plain_micro_batch(model_output, data, loss))
+                    self._micro_batches.append(_plain_micro_batch(arguments["model_output"], arguments["data"], loss))
                 loss = loss * torch.where(torch.isfinite(loss.detach()), 1.0, math.nan)
             return loss, metrics
 

@@ -28,8 +28,8 @@ def run_unique_job_id() -> str:
 class BoundedServerAdapter(ServerAdapter):
     """verl's vLLM server adapter with a time limit on each message of a weight sync.
 
-    verl waits without a limit for the receiver's acknowledgement, so that an error in the vLLM worker leaves the
-    trainer hanging. ``VERL_EXT_WEIGHT_SYNC_TIMEOUT_S`` (seconds, default 600) bounds the wait.
+    verl waits without a limit for the receiver to be there and to acknowledge, so that an error in the vLLM worker
+    leaves the trainer hanging. ``VERL_EXT_WEIGHT_SYNC_TIMEOUT_S`` (seconds, default 600) bounds the wait.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -43,7 +43,9 @@ class BoundedServerAdapter(ServerAdapter):
             WeightSyncError: a message wasn't acknowledged in time.
         """
         context = zmq.Context.instance()
-        context.setsockopt(zmq.RCVTIMEO, int(WEIGHT_SYNC_TIMEOUT_S * 1000))
+        limits = (zmq.RCVTIMEO, zmq.SNDTIMEO)  # a send waits as well, for somebody to connect
+        for limit in limits:
+            context.setsockopt(limit, int(WEIGHT_SYNC_TIMEOUT_S * 1000))
         # A socket with an unsent message must not keep the process from ending.
         context.setsockopt(zmq.LINGER, 0)
         try:
@@ -54,4 +56,5 @@ class BoundedServerAdapter(ServerAdapter):
                 f"{WEIGHT_SYNC_TIMEOUT_S:.0f} s; its own error is in the log of the vLLM engine process above"
             ) from error
         finally:
-            context.setsockopt(zmq.RCVTIMEO, -1)
+            for limit in limits:
+                context.setsockopt(limit, -1)

@@ -37,11 +37,12 @@ KINDS = {
     r"ray::(\w*RewardLoopWorker\w*)": "a reward worker",
     r"ray::(WorkerDict|\w*Worker)\b": "a training worker",
     r"ray::(TransferQueueController|SimpleStorageUnit)": "a part of the data queue",
-    r"ray::(?!IDLE)([A-Z]\w*)": "a Ray actor",
+    r"ray::(GlobalRequestLoadBalancer)": "the load balancer of the rollouts",
 }
 """Start of a process's title -> what it is. If several die at once, the first of them here took the others along.
 
-Ray's idle workers and those that run a plain function come and go, and its monitors aren't needed: they aren't here.
+Only those are here without which a run can't go on and that live as long as it does: Ray's idle workers, those that run
+a plain function and actors of an unknown kind may come and go, and Ray's monitors aren't needed.
 """
 
 ENDED_FIRST = "a part of the data queue"
@@ -158,6 +159,7 @@ class Supervisor:
         with self._lock:
             alive = {p.pid: p for p in descendants(psutil.Process()) if runs(p)}
             gone = [self._members.pop(pid) for pid in list(self._members) if pid not in alive]
-            for lost in sorted(gone, key=lambda lost: lost.rank):
-                self._deaths.append(Death(lost, signal_that_ended(lost.process.pid), time.time()))
+            deaths = [Death(lost, signal_that_ended(lost.process.pid), time.time()) for lost in gone]
+            # Who was killed took along those that ended by themselves.
+            self._deaths += sorted(deaths, key=lambda death: (death.signal is None, death.member.rank))
             self._members |= {m.process.pid: m for m in map(member, alive.values()) if m is not None}

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recipe.flowrl import preflight, prepare
-from recipe.flowrl.errors import Terminated
+from recipe.flowrl.errors import FAILED, Terminated, account_of
 from recipe.flowrl.reporting.console import RunConsole
 from recipe.flowrl.reporting.events import FIRST_PHASE, EventWriter
 from recipe.flowrl.resume import choose, settle, verified
@@ -46,7 +46,7 @@ def launch(config: DictConfig) -> None:
     sigterm.handle()
     log_path = next_log(run_dir)
     guardian = Guardian(keep_ray_logs=None if _shares_ray(config) else log_path.with_suffix(".ray"))
-    failed = True
+    failed = False
     try:
         with sigterm.told_apart(), output_into(log_path) as terminal, RunConsole(terminal) as console:
             console.message(f"run directory: {run_dir}")
@@ -54,9 +54,9 @@ def launch(config: DictConfig) -> None:
             if not _already_finished(config, console):
                 _prepare(config, console)
                 _train(config, run_dir, console, sigterm, guardian)
-        failed = False
     except BaseException as error:
         error.log_path = log_path
+        failed = account_of(error)[1] == FAILED
         raise
     finally:
         for signum in (signal.SIGINT, signal.SIGTERM):  # the end is under way

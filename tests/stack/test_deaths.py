@@ -27,25 +27,29 @@ def check(outcome: Outcome, *words: str) -> None:
 
 
 def test_a_run_survives_its_deaths(prepared: None, tmp_path: Path, victims: list[Victim]) -> None:
-    """The vLLM engine is killed, which no wait of verl's notices; then a worker stands still; then the main process."""
+    """Its vLLM engine is killed while rollouts are under way; the next run continues; its main process is killed."""
     victims.append(first := Victim(tmp_path))
-    first.wait_for("update", times=2)
+    first.wait_for("rollout", times=2)
     engine = first.find("vLLM engine")
     check(first.kill(engine), "VLLM::EngineCore", f"pid {engine.pid})")
     assert first.saved_step >= 1
 
-    victims.append(second := Victim(tmp_path, "watchdog_s=40"))
+    victims.append(second := Victim(tmp_path))
     second.wait_for("step")
     assert second.resumed_step == first.saved_step
-    outcome = second.kill(second.find("training worker"), signal.SIGSTOP)
-    stacks = next((tmp_path / "logs").glob("stacks_*.txt")).read_text()
-    assert "no progress in 40 s, in phase" in outcome.message.splitlines()[-1]
+    assert second.first_step == first.saved_step + 1
+    main = second.find("main process")
+    check(second.kill(main), f"the main process (pid {main.pid}) died")
+
+
+def test_a_run_that_stands_still_ends(prepared: None, tmp_path: Path, victims: list[Victim]) -> None:
+    """Its trainer is stopped, which is no death."""
+    victims.append(run := Victim(tmp_path, "watchdog_s=75"))
+    run.wait_for("reading the data")
+    outcome = run.kill(run.find("trainer"), signal.SIGSTOP)
     assert outcome.status == 1
     assert outcome.left == []
-    assert "WorkerDict" in second.output, "where each process is"
+    assert outcome.message.splitlines()[-1].startswith("error: no progress in 75 s, in phase")
+    assert "the trainer (" in run.output, "where each process is"
+    stacks = next((tmp_path / "logs").glob("stacks_*.txt")).read_text()
     assert "ray/_private/worker.py" in stacks
-
-    victims.append(third := Victim(tmp_path))
-    third.wait_for("loading the model")
-    main = third.find("main process")
-    check(third.kill(main), f"the main process (pid {main.pid}) died")

@@ -97,6 +97,11 @@ def test_a_pass_without_gradient_is_no_update(tmp_path: Path) -> None:
     assert not guard._micro_batches
 
 
+def test_a_call_for_logits_passes_through(tmp_path: Path) -> None:
+    watched = UpdateGuard(1, str(tmp_path)).watch(lambda student_logits, data: {"kl": student_logits + data})
+    assert watched(student_logits=1, data=2) == {"kl": 3}
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     """A run that ended in step 4: a good micro-batch and a bad one."""

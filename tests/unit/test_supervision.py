@@ -74,7 +74,8 @@ def kill(process: subprocess.Popen, reap: bool = True) -> None:
         ("ray::SeededAgentLoopWorker", "an agent loop worker"),
         ("ray::RewardLoopWorker.compute_score", "a reward worker"),
         ("ray::SimpleStorageUnit", "a part of the data queue"),
-        ("ray::GlobalRequestLoadBalancer", "a Ray actor"),
+        ("ray::GlobalRequestLoadBalancer", "the load balancer of the rollouts"),
+        ("ray::Rendezvous.wait", None),
         ("ray::IDLE", None),
         ("ray::get_node_ip", None),
         ("/bin/sleep", None),
@@ -107,6 +108,21 @@ def test_the_one_that_took_the_others_along_is_named(start: Start) -> None:
     for process in processes:
         kill(process)
     assert "raylet" in str(watched.supervisor.fault_behind(RuntimeError("x")))
+
+
+def test_who_was_killed_comes_before_who_ended_by_itself(start: Start) -> None:
+    """The node service is a child of the main process, so that its signal is known; its agents aren't."""
+    import psutil
+
+    agent, node_service, watched = start("ray::RuntimeEnvAgent"), start("/x/raylet"), Watched()
+    time.sleep(0.2)
+    watched.supervisor._look()
+    kill(agent)
+    kill(node_service, reap=False)
+    assert str(watched.supervisor.fault_behind(RuntimeError("x"))) == (
+        f"Ray's node service (raylet, pid {node_service.pid}) was ended by SIGKILL"
+    )
+    assert psutil.Process(node_service.pid).status() == psutil.STATUS_ZOMBIE, "left to who started it"
 
 
 def test_who_comes_and_goes_is_no_death(start: Start) -> None:
