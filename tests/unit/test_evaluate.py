@@ -24,6 +24,7 @@ from recipe.flowrl.evaluate.__main__ import evaluate, main
 from recipe.flowrl.evaluate.benchmarks import load
 from recipe.flowrl.evaluate.contests import known_problems, problem_fingerprint
 from recipe.flowrl.evaluate.generation import Completion, Request, Sampling, request_seed
+from recipe.flowrl.evaluate.grading import grader_for
 from recipe.flowrl.evaluate.model import model_directory, model_fingerprint, model_name
 from recipe.flowrl.evaluate.options import Options, parse
 from recipe.flowrl.evaluate.progress import Progress
@@ -35,6 +36,7 @@ from recipe.flowrl.models.tiny_qwen2 import TinyQwen2Config, build
 from recipe.flowrl.prepare_data import main as prepare_data
 from recipe.flowrl.reporting.console import RunConsole
 from recipe.flowrl.sandbox import bubblewrap
+from recipe.flowrl.sandbox.choose import UNSAFE
 
 REAL_DATA = os.environ.get("FLOWRL_REAL_DATA")
 ANSWERS = {"1+1": "2", "2+2": "4", "1/2": r"\frac{1}{2}", "3*3": "9"}
@@ -245,11 +247,16 @@ def test_grade_only_wants_all_samples(options: Options) -> None:
 
 
 def test_another_grader_grades_all_anew(options: Options) -> None:
-    first, _ = run(options, Scripted(responses))
+    """And what it hasn't graded yet isn't in the summary."""
+    run(replace(options, benchmarks=("math500",)), Scripted(responses))
+    run(options, Scripted(responses))
     protocol = json.loads((options.out / "protocol.json").read_text())
     (options.out / "protocol.json").write_text(json.dumps(protocol | {"grader": "an older one"}))
-    (options.out / "amc23" / "grades.jsonl.gz").write_bytes(b"")
-    assert run(options, Scripted(responses, alive=0))[0] == first
+    path = options.out / "amc23" / "grades.jsonl.gz"
+    path.write_bytes(gzip.compress(json.dumps({"problem": "amc23/0", "sample": 0}).encode()))
+    summary, _ = run(options, Scripted(responses, alive=0))
+    assert list(summary["benchmarks"]) == ["amc23"]
+    assert {record["problem"] for record in lines(path)} == {f"amc23/{i}" for i in range(4)}
 
 
 def test_two_systems_on_the_same_problems(options: Options, tmp_path: Path) -> None:
@@ -265,9 +272,32 @@ def test_two_systems_on_the_same_problems(options: Options, tmp_path: Path) -> N
     assert "The protocols differ (temperature: 0.6 here, 1.0 there)" in page and "+25.0" in page
 
 
-def test_against_nothing(options: Options, tmp_path: Path) -> None:
+def test_against_nothing_is_refused_before_anything_is_generated(options: Options, tmp_path: Path) -> None:
+    engine = Scripted(responses)
     with pytest.raises(UserError, match="finish that evaluation first"):
-        run(replace(options, against=tmp_path), Scripted(responses))
+        run(replace(options, against=tmp_path), engine)
+    assert engine.asked == []
+
+
+def test_against_other_problems(options: Options, tmp_path: Path) -> None:
+    run(replace(options, out=tmp_path / "other", benchmarks=("math500",)), Scripted(responses))
+    with pytest.raises(UserError, match="no problem in common"):
+        run(replace(options, against=tmp_path / "other"), Scripted(responses))
+
+
+def test_no_sandbox_is_found_before_anything_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recipe.flowrl.sandbox.bubblewrap.problem", lambda: "no bwrap here")
+    with pytest.raises(UserError, match="no bwrap here"):
+        grader_for("code", "bubblewrap", None)
+    assert "unsafe" in grader_for("code", UNSAFE, None).name
+    assert "SandboxFusion" in grader_for("code", "bubblewrap", "http://h:8080").name
+
+
+def test_a_grader_that_breaks_off_is_named(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = {"acc": 0.0, "grader_failed": 1.0, "timed_out": 0.0}
+    monkeypatch.setattr("recipe.flowrl.rewards.math.compute_score", lambda *_, **__: broken)
+    _, said = run(options, Scripted(responses))
+    assert "amc23: the grader broke off over 100.0% of the responses" in said
 
 
 def test_countdown(tmp_path: Path) -> None:
@@ -364,6 +394,7 @@ def test_large_records_span_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (["model=m", "suite=math", "server=http://h/v1", "engine.dtype=float32"], "engine.dtype"),
         (["model=m", "suite=math", "grade_only=yes"], "grade_only=yes"),
         (["model=m", "suite=code", "sandbox=none"], "sandbox=none"),
+        (["model=m", "suite=code", "contests=/nowhere"], "contests=/nowhere: no such directory"),
         (["model"], "expected KEY=VALUE"),
     ],
 )

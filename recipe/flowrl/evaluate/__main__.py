@@ -17,7 +17,7 @@ from recipe.flowrl.evaluate.generation import Engine, Sampling, generate, unfini
 from recipe.flowrl.evaluate.grading import Grader, grade, grader_for
 from recipe.flowrl.evaluate.model import model_directory
 from recipe.flowrl.evaluate.options import Options, parse
-from recipe.flowrl.evaluate.paired import compare
+from recipe.flowrl.evaluate.paired import compare, load_summary
 from recipe.flowrl.evaluate.progress import Progress
 from recipe.flowrl.evaluate.records import Records
 from recipe.flowrl.evaluate.summary import summarise
@@ -72,15 +72,18 @@ def evaluate(
         UserError: ``out`` holds another evaluation, or something that is needed isn't there.
     """
     grader = grader_for(options.suite, options.sandbox, options.sandbox_url)
+    other = load_summary(options.against) if options.against else None
     before = protocol.recorded(options.out)
     wanted = protocol.protocol_of(options, benchmarks, grader.name)
     if options.grade_only and before:
         wanted |= {name: before[name] for name in protocol.OF_THE_MODEL}
     protocol.check_same(options.out, wanted)
     missing = _missing(options, benchmarks)
-    if options.grade_only or (before and before["grader"] != grader.name):
-        for benchmark in benchmarks:
-            (options.out / benchmark.name / GRADES).unlink(missing_ok=True)
+    outdated = [benchmark.name for benchmark in benchmarks] if options.grade_only else []
+    if before and before["grader"] != grader.name:
+        outdated += before["benchmarks"]
+    for name in outdated:
+        (options.out / name / GRADES).unlink(missing_ok=True)
     if any(missing.values()):
         _generate(options, benchmarks, missing, wanted, console, open_engine or engine_for)
     kept = protocol.save(options.out, wanted)
@@ -88,7 +91,7 @@ def evaluate(
         for benchmark in benchmarks:
             _grade(options, benchmark, grader, console)
     with console.phase("summary and report"):
-        summary = _summarise(options, kept, grader)
+        summary = _summarise(options, kept, grader, other)
         from recipe.flowrl.evaluate.report import write_report  # seconds to import, not needed until now
 
         report = write_report(options.out, summary)
@@ -158,7 +161,7 @@ def _grade(options: Options, benchmark: Benchmark, grader: Grader, console: RunC
     grade(benchmark, samples, grades, grader, progress)
 
 
-def _summarise(options: Options, kept: dict[str, Any], grader: Grader) -> dict[str, Any]:
+def _summarise(options: Options, kept: dict[str, Any], grader: Grader, other: dict[str, Any] | None) -> dict[str, Any]:
     """Of all benchmarks in ``out`` that have been graded, also those of earlier commands."""
     found = {}
     for name in kept["benchmarks"]:
@@ -175,16 +178,16 @@ def _summarise(options: Options, kept: dict[str, Any], grader: Grader) -> dict[s
                 contests=options.contests,
             )
     summary = {"protocol": kept, "benchmarks": found}
-    if options.against:
-        summary["paired"] = compare(summary, options.against)
+    if other:
+        summary["paired"] = compare(summary, other)
     write_json(options.out / "summary.json", summary, indent=1)
     return summary
 
 
 def _show(summary: dict[str, Any], report: Path, console: RunConsole) -> None:
-    from recipe.flowrl.evaluate.report import paired_table, rating_lines, results_table, text_table
+    from recipe.flowrl.evaluate.report import notes, paired_table, results_table, text_table
 
-    for line in [*text_table(results_table(summary)), *rating_lines(summary)]:
+    for line in [*text_table(results_table(summary)), *notes(summary)]:
         console.message(line)
     if paired := summary.get("paired"):
         console.message(f"against {paired['model']}:")

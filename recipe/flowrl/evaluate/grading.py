@@ -9,12 +9,15 @@ from importlib.metadata import version
 from typing import Any
 
 from recipe.flowrl.data.expressions import canonical_form
+from recipe.flowrl.errors import UserError
 from recipe.flowrl.evaluate.benchmarks import Benchmark, Problem
 from recipe.flowrl.evaluate.progress import Progress
 from recipe.flowrl.evaluate.records import Record, Records
 from recipe.flowrl.evaluate.votes import answer_groups
 from recipe.flowrl.rewards import code, countdown, math
 from recipe.flowrl.rewards.answers import final_answer
+from recipe.flowrl.sandbox import bubblewrap
+from recipe.flowrl.sandbox.choose import UNSAFE
 
 _CPUS = os.cpu_count() or 2
 
@@ -48,8 +51,17 @@ class Grader:
 
 
 def grader_for(suite: str, sandbox: str, sandbox_url: str | None) -> Grader:
-    """The grader of a suite; ``sandbox`` and ``sandbox_url`` are for programs."""
+    """The grader of a suite; ``sandbox`` and ``sandbox_url`` are for programs.
+
+    Raises:
+        UserError: there is no sandbox for programs; better known before hours of generation.
+    """
     if suite == "code":
+        if not sandbox_url and sandbox != UNSAFE and (reason := bubblewrap.problem()):
+            raise UserError(
+                f"no sandbox for the model's programs: {reason}. Make bubblewrap work, or name a SandboxFusion server "
+                f"with sandbox_url=http://HOST:8080; to run them with all your rights: sandbox={UNSAFE}"
+            )
         name = f"recipe.flowrl.rewards.code in {'SandboxFusion' if sandbox_url else sandbox}"
         return Grader(name, partial(_judge_code, sandbox=sandbox, sandbox_url=sandbox_url), None)
     if suite == "countdown":

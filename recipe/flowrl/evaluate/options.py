@@ -117,6 +117,8 @@ def parse(arguments: Sequence[str]) -> Options:
             raise UserError(f"{key}= is missing: python -m recipe.flowrl.evaluate model=PATH suite={'|'.join(SUITES)}")
     if engine and "server" in given:
         raise UserError(f"engine.{next(iter(engine))}: settings of an engine here, and server= names one elsewhere")
+    if "contests" in given and not given["contests"].is_dir():
+        raise UserError(f"contests={given['contests']}: no such directory: python -m recipe.flowrl.evaluate.contests")
     suite = given["suite"]
     given["benchmarks"] = _benchmarks(suite, given.get("benchmarks"))
     given.setdefault("max_tokens", _MAX_TOKENS.get(suite, Options.max_tokens))

@@ -13,26 +13,36 @@ from recipe.flowrl.evaluate.metrics import paired_difference
 from recipe.flowrl.evaluate.protocol import DECISIVE
 
 
-def compare(mine: Mapping[str, Any], other_out: Path) -> dict[str, Any]:
-    """The difference in avg@n to another evaluation, benchmark by benchmark.
+def load_summary(out: Path) -> dict[str, Any]:
+    """The summary of the evaluation in ``out``.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = out / "summary.json"
+    try:
+        summary = json.loads(path.read_text())
+        if not isinstance(summary["benchmarks"], dict) or not isinstance(summary["protocol"], dict):
+            raise ValueError("not a summary")
+        return summary
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"against={out}: {path} can't be read ({error}): finish that evaluation first") from error
+
+
+def compare(mine: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The difference in avg@n between two evaluations, benchmark by benchmark.
 
     Args:
-        mine: the summary of this evaluation.
-        other_out: directory of the other one.
+        mine, other: their summaries.
 
     Returns:
         ``model``, the other's; ``protocol_differs``, what is not the same, as text; ``benchmarks``: for each that both
         have, ``problems`` in common and mine minus the other's ``value``, ``interval`` and ``p_value``.
 
     Raises:
-        UserError: there is no summary in ``other_out``, or no problem in common.
+        UserError: they have no problem in common.
     """
-    path = other_out / "summary.json"
-    try:
-        other = json.loads(path.read_text())
-        theirs, protocol = other["benchmarks"], other["protocol"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"against={other_out}: {path} can't be read ({error}): finish that evaluation first") from error
+    theirs = other["benchmarks"]
     result = {}
     for name, found in mine["benchmarks"].items():
         both = [problem for problem in found["per_problem_correct"] if _count(theirs, name, problem) is not None]
@@ -43,10 +53,12 @@ def compare(mine: Mapping[str, Any], other_out: Path) -> dict[str, Any]:
             interval = [difference.pop("low"), difference.pop("high")]
             result[name] = {"problems": len(both), "interval": interval, **difference}
     if not result:
-        raise UserError(f"against={other_out}: it has no problem in common with this evaluation")
+        raise UserError(
+            "against: the two evaluations have no problem in common; the samples and grades of this one stay"
+        )
     return {
-        "model": protocol["model"],
-        "protocol_differs": _differences(mine["protocol"], protocol, result),
+        "model": other["protocol"]["model"],
+        "protocol_differs": _differences(mine["protocol"], other["protocol"], result),
         "benchmarks": result,
     }
 

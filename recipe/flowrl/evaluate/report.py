@@ -58,11 +58,20 @@ def paired_table(paired: Mapping[str, Any]) -> Table:
     return Table(["", "problems", "difference in avg@n", "p, sign flips"], rows)
 
 
-def rating_lines(summary: Mapping[str, Any]) -> list[str]:
-    """What there is to say about the Codeforces rating; nothing without that benchmark."""
-    found = summary["benchmarks"].get("codeforces")
-    if found is None:
-        return []
+def notes(summary: Mapping[str, Any]) -> list[str]:
+    """What the table doesn't say: graders that broke off, and the Codeforces rating."""
+    failed = {name: found["grader_failed"] for name, found in summary["benchmarks"].items() if found["grader_failed"]}
+    lines = [
+        f"{name}: the grader broke off over {100 * rate:.1f}% of the responses, which count as wrong; grade_only=true "
+        "tries again"
+        for name, rate in failed.items()
+    ]
+    if "codeforces" in summary["benchmarks"]:
+        lines += _rating_lines(summary["benchmarks"]["codeforces"])
+    return lines
+
+
+def _rating_lines(found: Mapping[str, Any]) -> list[str]:
     lines = []
     if found["rating"] is not None:
         low, high = found["rating_interval"]
@@ -99,8 +108,8 @@ def write_report(out: Path, summary: Mapping[str, Any]) -> Path:
     protocol = summary["protocol"]
     engine = " ".join(str(value) for value in (protocol["engine"] or {"name": "unknown"}).values())
     sections = [Section("Results, %", _READING, table=results_table(summary))]
-    if lines := rating_lines(summary):
-        sections.append(Section("Codeforces", " · ".join(lines)))
+    if lines := notes(summary):
+        sections.append(Section("Notes", " · ".join(lines)))
     if paired := summary.get("paired"):
         differs = paired["protocol_differs"]
         warning = f" The protocols differ ({'; '.join(differs)})." if differs else ""

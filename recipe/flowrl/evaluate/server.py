@@ -35,8 +35,9 @@ class ServerEngine:
         key = os.environ.get("OPENAI_API_KEY", "none")
         self._client = openai.OpenAI(base_url=url, api_key=key, max_retries=5, timeout=_TIMEOUT_S)
         self._url, self._model, self._concurrency = url, model, concurrency
+        asking = self._client.with_options(max_retries=1, timeout=30.0)  # a wrong address is told at once
         try:
-            models = {entry.id: entry for entry in self._client.models.list()}
+            models = {entry.id: entry for entry in asking.models.list()}
         except openai.OpenAIError as error:
             raise UserError(f"server={url}: {_brief(error)}") from error
         if model not in models:
