@@ -145,7 +145,9 @@ def test_avg_64_goes_beside_the_tables_of_avg_64(tmp_path: Path, out: Path) -> N
     ours = {r["table"] for r in _rows(out) if r["figures"] == "ours" and r["row"] == "FlowRL"}
     assert ours == {"table5", "table6"}
     assert any(
-        "temperature: 0.6 (flowrl), 1.0 (flowrl)" in r["notes"] for r in _rows(out) if r["table"] == "paired_math_7b"
+        "temperature: 0.6 (flowrl (n=64, T=0.6)), 1.0 (flowrl (n=64, T=1.0))" in r["notes"]
+        for r in _rows(out)
+        if r["table"] == "paired_math_7b"
     )
 
 
@@ -235,15 +237,14 @@ def test_diversity_is_compared_on_shared_problems_and_unmeasured_systems_are_gap
     assert measure_diversity([*map(str, runs), "embedding=none"]) == 0
     other = _known_diversity(tmp_path / "countdown" / "later", 1)
     assert main([*map(str, runs), str(other), f"out={out}"]) == 0
-    rows = [r for r in _rows(out) if r["column"] == "distinct solution forms"]
-    correct = {r["row"]: r for r in rows if r["table"] == "diversity_countdown_countdown_correct"}
-    assert float(correct["flowrl"]["value"]) == pytest.approx(
-        4 * (1 - 9 * 8 / (12 * 11) * 7 * 6 * 5 * 4 * 3 * 2 / (10 * 9 * 8 * 7 * 6 * 5)), abs=0.02
-    )
+    rows = [r for r in _rows(out) if r["row"] == "distinct solution forms"]
+    correct = {r["column"]: r for r in rows if r["table"] == "diversity_countdown_countdown_correct"}
+    # Four forms, three answers each: C(9, 8) of the C(12, 8) draws of eight lack a form.
+    assert float(correct["flowrl"]["value"]) == pytest.approx(4 * (1 - 9 / 495), abs=1e-4)
     assert correct["grpo"]["value"] == "1" and correct["later"]["value"] == ""
     assert "at 8 answers of each problem" in correct["grpo"]["notes"] and "6 problems, of 6" in correct["grpo"]["notes"]
     pair = next(r for r in rows if r["table"].startswith("paired_") and r["table"].endswith("correct"))
-    assert pair["row"] == "flowrl − grpo" and float(pair["low"]) > 2
+    assert pair["column"] == "flowrl − grpo" and float(pair["low"]) > 2
     assert (out / "tables.html").read_text().count("<svg") >= 5
 
 

@@ -102,7 +102,7 @@ def _alone(group: str, members: Sequence[System], allowed: Iterable[str]) -> Blo
     n = members[0].protocol["n"]
     names = list(dict.fromkeys(name for system in members for name in system.benchmarks))
     columns = [column for name in names for column in (name, f"{name}:pass@{n}")]
-    rows = [Row(system.name, OURS, _cells(system, columns, False)) for system in members]
+    rows = [Row(system.label, OURS, _cells(system, columns, False)) for system in members]
     note = "Intervals: 95%, bootstrap over problems. The paper has no such table."
     return Block(f"group_{group}", group, _columns(columns, n, False), rows, [*notes, note])
 
@@ -122,7 +122,7 @@ def paired_blocks(systems: Sequence[System], reference: str | None) -> list[Bloc
         columns = [name for name in base.benchmarks if any(name in other.benchmarks for other in others)]
         if not columns:
             continue
-        rows = [Row(f"{base.name} − {other.name}", OURS, _paired_cells(base, other, columns)) for other in others]
+        rows = [Row(f"{base.label} − {other.label}", OURS, _paired_cells(base, other, columns)) for other in others]
         notes = [
             "Differences of avg@n on the same problems, system by system, with 95% intervals, bootstrap over problems: "
             "the difficulty of a problem cancels. No correction for the number of comparisons."
@@ -150,7 +150,7 @@ def health_blocks(systems: Sequence[System]) -> list[Block]:
                 counts = [Cell(summary["problems"]), Cell(summary["n"]), *rates, Cell(summary["mean_tokens"])]
                 unrated = len(summary.get("unrated_contests", ()))
                 extra = f", {unrated} contests unrated" if unrated else ""
-                rows.append(Row(f"{system.name}, {column_title(name, None)}{extra}", OURS, counts))
+                rows.append(Row(f"{system.label}, {column_title(name, None)}{extra}", OURS, counts))
         columns = {"problems": 0, "samples": 0, "no answer found %": 1, "cut off %": 1, "mean tokens": 0}
         blocks.append(Block(f"answers_{group}", f"{group}: answers", columns, rows))
     return blocks

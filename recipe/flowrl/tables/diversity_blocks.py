@@ -31,24 +31,28 @@ def diversity_blocks(systems: Sequence[System], reference: str | None = None) ->
             if values[0]:
                 columns[name] = values
         notes = _notes(members, benchmark, m, max(len(values[0]) for values in columns.values()))
-        titles = {MEASURES[name].title: 3 for name in columns}
         heading = f"{group}, {column_title(benchmark, None)}: diversity of {POPULATIONS[population]}"
-        key = f"diversity_{group}_{benchmark}_{population}"
+        key = diversity_key(group, benchmark, population)
         rows = []
-        for system in everyone:
-            index = members.index(system) if system in members else None
-            cells = [MISSING if index is None else mean_over_columns([v[index]]) for v in columns.values()]
-            rows.append(Row(system.name, OURS, cells))
-        blocks.append(Block(key, heading, titles, rows, notes))
+        for name, values in columns.items():
+            known = {system.label: mean_over_columns([own]) for system, own in zip(members, values, strict=True)}
+            rows.append(Row(MEASURES[name].title, OURS, [known.get(system.label, MISSING) for system in everyone]))
+        blocks.append(Block(key, heading, {system.label: 3 for system in everyone}, rows, notes))
         if len(members) > 1:
             base = members.index(reference_of(members, reference))
+            others = [index for index in range(len(members)) if index != base]
+            titles = {f"{members[base].label} − {members[index].label}": 3 for index in others}
             rows = [
-                Row(f"{members[base].name} − {other.name}", OURS, [_paired(v[base], v[i]) for v in columns.values()])
-                for i, other in enumerate(members)
-                if i != base
+                Row(MEASURES[name].title, OURS, [_paired(values[base], values[index]) for index in others])
+                for name, values in columns.items()
             ]
             blocks.append(Block(f"paired_{key}", f"{heading}, paired differences", titles, rows, notes, signed=True))
     return blocks
+
+
+def diversity_key(group: str, benchmark: str, population: str) -> str:
+    """The key of a table of measures."""
+    return f"diversity_{group}_{benchmark}_{population}"
 
 
 def compared(systems: Sequence[System]) -> list[tuple[str, str, str, str]]:
@@ -88,7 +92,7 @@ def judge_block(systems: Sequence[System]) -> Block | None:
                     columns.append([sum(given) / len(given) for given in scores.values()])
             values = [value for column in columns for value in column]
             cells.append(mean_over_columns([values]) if values else MISSING)
-        rows.append(Row(f"{system.name} ({system.group})", OURS, cells))
+        rows.append(Row(f"{system.label} ({system.group})", OURS, cells))
     notes = [
         f"Paper: {published.reference}; GPT-4o-mini over all 16 responses, published without intervals; its script "
         "cuts each response to 300 characters. Ours: whole responses, a prompt of our own on the paper's scale. The "

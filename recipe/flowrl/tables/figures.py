@@ -1,5 +1,6 @@
 """The page's plots: ours with intervals beside the paper's, pass@k, diversity."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from recipe.flowrl.diversity.measures import MEASURES
 from recipe.flowrl.tables.blocks import OURS, PAPER, Block
@@ -60,7 +62,7 @@ def pass_at_k_figure(systems: Sequence[System]) -> Figure:
     for axes, name in zip(panels, names, strict=False):
         for system, color in zip(systems, _colors(systems), strict=True):
             curve = system.benchmarks.get(name, {}).get("pass_at_k", {})
-            _band(axes, [(int(k), _percent(entry)) for k, entry in curve.items()], color, system.name)
+            _band(axes, [(int(k), _percent(entry)) for k, entry in curve.items()], color, system.label)
         axes.set_title(column_title(name, None), fontsize=9)
         axes.set_xlabel("k", fontsize=8)
         axes.set_ylabel("problems solved, %", fontsize=8)
@@ -78,13 +80,7 @@ def diversity_figure(systems: Sequence[System], benchmark: str, population: str,
     axes = left.subplots()
     colors = _colors(systems)
     for index, (system, color) in enumerate(zip(systems, colors, strict=True)):
-        points = []
-        for draws in sorted({int(d) for d in _forms(system, benchmark, population)}):
-            # The same problems along a curve: those with enough answers for the largest number.
-            values = shared_values(systems, benchmark, population, "distinct_forms", str(draws))[index]
-            if values:
-                points.append((draws, mean_over_columns([values])))
-        _band(axes, points, color, system.name)
+        _band(axes, _curve(systems, index, benchmark, population, m), color, system.label)
     axes.set_xlabel("answers drawn", fontsize=8)
     axes.set_ylabel("expected distinct forms", fontsize=8)
     _legend(left, axes)
@@ -95,14 +91,21 @@ def diversity_figure(systems: Sequence[System], benchmark: str, population: str,
         for position, (values, color) in enumerate(zip(rows, colors, strict=True)):
             _interval(axes, mean_over_columns([values]), position, color, "")
         arrow = "→ more diverse" if MEASURES[name].sign > 0 else "← more diverse"
-        _finish(axes, f"{MEASURES[name].title}\n{arrow}", [system.name for system in systems])
+        _finish(axes, f"{MEASURES[name].title}\n{arrow}", [system.label for system in systems])
     for axes in panels[len(shown) :]:
         axes.set_visible(False)
     return figure
 
 
-def _forms(system: System, benchmark: str, population: str) -> dict[str, Any]:
-    return system.diversity["benchmarks"][benchmark]["values"][population].get("distinct_forms", {})
+def _curve(systems: Sequence[System], index: int, benchmark: str, population: str, m: str) -> list[tuple[int, Cell]]:
+    """Expected distinct forms of a system up to ``m`` answers, all on the problems that every system has ``m`` of."""
+    found = [s.diversity["benchmarks"][benchmark]["values"][population]["distinct_forms"] for s in systems]
+    problems = set.intersection(*(set(by_draws[m]) for by_draws in found))
+    return [
+        (int(draws), mean_over_columns([[values[problem] for problem in sorted(problems)]]))
+        for draws, values in found[index].items()
+        if int(draws) <= int(m)
+    ]
 
 
 def _percent(entry: dict[str, Any]) -> Cell:
@@ -136,10 +139,11 @@ def _band(axes: Axes, points: Sequence[tuple[int, Cell]], color: Any, label: str
 
 def _finish(axes: Axes, title: str, names: Sequence[str]) -> None:
     axes.set_title(title, fontsize=8.5)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_yticks(range(len(names)), [textwrap.fill(name, 26) for name in names], fontsize=8)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(labelsize=8)
     axes.grid(axis="x", alpha=0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
 
 
 def _legend(figure: Any, axes: Axes) -> None:

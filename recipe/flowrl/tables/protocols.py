@@ -34,15 +34,15 @@ def differences(systems: Sequence[System], published: PublishedTable | None = No
     """In what the protocols of ``systems``, and the published one beside them, differ."""
     found: Differences = {}
     for field in (*PROTOCOL, "grader"):
-        values: Owned = [(system.protocol.get(field), system.name) for system in systems]
+        values: Owned = [(system.protocol.get(field), system.label) for system in systems]
         if published and field in PROTOCOL:
             values.append((published.protocol[field], "the paper"))
         if _differ(values):
             found[field] = _in_words(values)
     for benchmark in sorted({name for system in systems for name in system.benchmarks}):
         having = [system for system in systems if benchmark in system.benchmarks]
-        hashes: Owned = [(system.benchmark_hash(benchmark), system.name) for system in having]
-        problems: Owned = [(system.benchmarks[benchmark]["problems"], system.name) for system in having]
+        hashes: Owned = [(system.benchmark_hash(benchmark), system.label) for system in having]
+        problems: Owned = [(system.benchmarks[benchmark]["problems"], system.label) for system in having]
         if _differ(hashes):
             found["benchmarks"] = f"the files of {benchmark} ({_in_words(hashes)})"
         elif _differ(problems):

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,13 @@ class System:
     protocol: dict[str, Any]
     benchmarks: dict[str, dict[str, Any]]
     diversity: dict[str, Any] | None
+    suffix: str = ""
+    """Tells it from another system of the same name."""
+
+    @property
+    def label(self) -> str:
+        """What it is called where only ours are shown."""
+        return f"{self.name}{self.suffix}"
 
     def benchmark_hash(self, benchmark: str) -> Any:
         """Of the file that the problems are from, as the protocol has it."""
@@ -58,7 +65,8 @@ def parse(arguments: Sequence[str], keys: Sequence[str]) -> tuple[list[System], 
             raise UserError(f"{argument}: no such directory, and no option{hint}; expected EVAL_DIR or NAME=EVAL_DIR")
     if not systems:
         raise UserError("which evaluations? python -m recipe.flowrl.tables EVAL_DIR...")
-    return systems, options
+    names = [(system.group, system.name) for system in systems]
+    return [_told_apart(s) if names.count((s.group, s.name)) > 1 else s for s in systems], options
 
 
 def read_system(directory: Path, label: str = "") -> System:
@@ -71,6 +79,11 @@ def read_system(directory: Path, label: str = "") -> System:
         group = "/".join(given) or group
     diversity = read_json(path, "") if path.exists() else None
     return System(name, group, directory, evaluation.protocol, evaluation.benchmarks, diversity)
+
+
+def _told_apart(system: System) -> System:
+    facts = system.protocol
+    return replace(system, suffix=f" (n={facts.get('n')}, T={facts.get('temperature')})")
 
 
 def _identity(protocol: dict[str, Any], directory: Path) -> tuple[str, str]:
