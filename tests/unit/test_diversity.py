@@ -107,6 +107,8 @@ def test_answer_forms() -> None:
     wrong = [Response("", False, text) for text in ("1,000", "1000.0", "$1000$", "x + 1", "x+1", "999", None)]
     assert len(set(map(answer_form, wrong))) == 4
     assert answer_form(Response("", False, "right")) != "right"
+    groups = [Response("", False, text, group) for text, group in (("x+1", 3), ("1+x", 3), ("x", 4))]
+    assert answer_form(groups[0]) == answer_form(groups[1]) != answer_form(groups[2])
 
 
 def test_jaccard_distance() -> None:

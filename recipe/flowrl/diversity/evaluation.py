@@ -29,11 +29,15 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Response:
-    """One sample: what was written, whether it is right, and the final answer that was found in it, if any."""
+    """One sample: what was written, whether it is right, and the final answer that was found in it, if any.
+
+    ``group``: equal for answers to a problem that the grader takes for equal; None where it doesn't say.
+    """
 
     text: str
     correct: bool
     answer: str | None
+    group: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Evaluation:
                 )
             prompts.setdefault(row["problem"], row["prompt"])
             grade = grades[key]
-            response = Response(row["response"], bool(grade["correct"]), grade.get("answer"))
+            response = Response(row["response"], bool(grade["correct"]), grade.get("answer"), grade.get("group"))
             responses.setdefault(row["problem"], {})[row["sample"]] = response
         return [
             Samples(problem, prompt, tuple(response for _, response in sorted(responses[problem].items())))

@@ -59,7 +59,12 @@ def equations(text: str) -> frozenset[str]:
 
 
 def answer_form(response: Response) -> str:
-    """The final answer. All that the grader calls right are one; others are the same if their texts or numbers are."""
+    """The final answer, equal for those that the grader takes for equal.
+
+    Where it doesn't say, all right answers are one, and others are equal if their texts or numbers are.
+    """
+    if response.group is not None:
+        return f"group {response.group}"
     if response.correct:
         return "right"
     if response.answer is None:

@@ -1,0 +1,1 @@
+"""The paper's tables from evaluations, with the published figures beside ours."""
