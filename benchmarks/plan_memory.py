@@ -55,7 +55,7 @@ CASES = {
         _workload(layers=16, hidden_size=512, key_value_heads=2), (_CHECKPOINTING, _FUSED)
     ),
 }
-"""Each has its worst moment elsewhere: the first block's backward, the loss with and without activations, the optimizer."""
+"""Their worst moments: the first block's backward, the loss with all activations, the loss, the optimizer's step."""
 
 
 def measure(console: RunConsole, names: tuple[str, ...] = tuple(CASES)) -> dict[str, Any]:
