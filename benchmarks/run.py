@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import grading, startup, step_floor, update_cost
+from benchmarks import grading, plan_memory, startup, step_floor, update_cost
 from benchmarks.configuration import compose
 from benchmarks.launches import Launch, launch
 from benchmarks.machine import PROJECT, describe
@@ -24,15 +24,17 @@ from benchmarks.rows import Row
 from recipe.flowrl import prepare
 from recipe.flowrl.reporting.console import RunConsole
 
-NAMES = ("update_cost", "grading", "step_floor", "startup")
+NAMES = ("update_cost", "plan_memory", "grading", "step_floor", "startup")
 ROWS = {
     "update_cost": update_cost.rows,
+    "plan_memory": plan_memory.rows,
     "grading": grading.rows,
     "step_floor": step_floor.rows,
     "startup": startup.rows,
 }
 TITLES = {
     "update_cost": "cost of an update",
+    "plan_memory": "memory of an update against plan",
     "grading": "grading responses",
     "step_floor": "RL step against its floor",
     "startup": "start-up",
@@ -76,6 +78,9 @@ def _measure(options: argparse.Namespace, console: RunConsole) -> Iterator[tuple
     if "update_cost" in options.names:
         effort = update_cost.QUICK if options.quick else update_cost.Effort()
         yield "update_cost", update_cost.measure(effort, console)
+    if "plan_memory" in options.names:
+        names = tuple(plan_memory.CASES)
+        yield "plan_memory", plan_memory.measure(console, names[:1] if options.quick else names)
     if "grading" in options.names:
         yield "grading", grading.measure(grading.QUICK if options.quick else grading.Effort(), console)
     if {"step_floor", "startup"} & set(options.names):

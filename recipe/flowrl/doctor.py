@@ -115,7 +115,8 @@ def _gpus(config: DictConfig) -> str:
         raise UserError(
             f"{count} here, trainer.n_gpus_per_node={needed}: set it to {count}"
             if count
-            else f"none here, trainer.n_gpus_per_node={needed}: run this on a GPU node, or choose cluster=cpu"
+            else f"none here, trainer.n_gpus_per_node={needed}: run this on a GPU node, rehearse the run here with "
+            "dryrun=true, or choose cluster=cpu"
         )
     free, total = torch.cuda.mem_get_info()
     return f"{count} x {torch.cuda.get_device_name()}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free on the first"

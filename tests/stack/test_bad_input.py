@@ -43,6 +43,8 @@ def _cpu_seconds() -> float:
         (["experiment=countdown_cpu", "actor_rollout_ref.model.path=/proc"], ["/proc is no model", "config.json"]),
         (["experiment=countdown_cpu", "actor_rollout_ref.actor.ppo_mini_batch_size=12"], ["=12 doesn't divide"]),
         (["experiment=countdown_cpu", "trainer.experiment_name=${x}"], ["trainer.experiment_name", "'x' not found"]),
+        (["experiment=math_7b", "cluster=1x8", "dryrun=true", "flowrl.beta=-1"], ["flowrl.beta: got -1", "> 0"]),
+        (["experiment=math_7b", "cluster=1x8", "dryrun=true", "data_dir=/none"], ["/none/train.parquet doesn't exist"]),
         (["--multirun", "experiment=countdown_cpu", "flowrl.beta=1,2"], ["--multirun", "one command for each"]),
     ],
 )

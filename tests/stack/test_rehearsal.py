@@ -82,13 +82,13 @@ def test_each_response_got_the_score_that_it_deserves(rehearsal: tuple[str, Run]
     name, run = rehearsal
     domain = "code" if name == "code_7b" else "math"
     graded = [row for row in rollouts(run) if row["output"] in PHRASES[domain]]
+    wrong_score = {"math": -1.0, "code": 0.0}[domain]
     for row in graded:
-        assert row["acc"] == float(is_right(row["output"], row["gts"])), row
-        assert row["score"] == (row["acc"] if domain == "code" else 2 * row["acc"] - 1)
-    assert {row["acc"] for row in graded} == {0.0, 1.0}
+        assert row["score"] == (1.0 if is_right(row["output"], row["gts"]) else wrong_score), row
+    assert {row["score"] for row in graded} == {wrong_score, 1.0}
     if domain == "code":
         in_sandbox = [row for row in graded if "nodename" in row["output"] and '"sandbox"' in row["gts"]]
-        assert in_sandbox and all(row["acc"] == 1.0 for row in in_sandbox)
+        assert in_sandbox and all(row["score"] == 1.0 for row in in_sandbox)
 
 
 def is_right(output: str, truth: str) -> bool:

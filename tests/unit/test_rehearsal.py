@@ -20,6 +20,7 @@ from recipe.flowrl.preflight.batches import check_batches
 from recipe.flowrl.preflight.options import check_options
 from recipe.flowrl.prepare import MAKERS
 from recipe.flowrl.rehearsal import rehearsal_and_account
+from recipe.flowrl.rehearsal.aftermath import exercised
 from recipe.flowrl.rehearsal.inputs import Inputs, inputs_of
 from recipe.flowrl.rehearsal.policy import PHRASES, Policy, shrunk
 from recipe.flowrl.rehearsal.sample import Sample
@@ -270,3 +271,35 @@ def test_the_sample_is_in_the_papers_schema(tmp_path: Path, domain: str) -> None
 def test_without_a_sample_nothing_is_said_to_be_made() -> None:
     assert Inputs(policy=None, sample=None).makers == {}
     assert set(Inputs(policy=None, sample=Sample("math")).makers) == {"rehearsal_math"}
+
+
+def test_the_account_afterwards(tmp_path: Path) -> None:
+    metrics = {
+        "response_length/mean": 3.2,
+        "training/rollout_probs_diff_max": 2e-6,
+        "train/solve_rate": 0.125,
+        "train/extraction_failed": 0.25,
+        "train/timed_out": 0.0,
+        "train/grader_failed": 0.0,
+        "actor/grad_norm": 0.5,
+        "actor/flowrl/log_z": -1.5,
+        "val-core/aime2024/acc/mean@2": 0.25,
+    }
+
+    def account(**changed: float) -> str:
+        (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 2} | metrics | changed) + "\n")
+        return "\n".join(exercised(rehearsal, tmp_path, 108_608))
+
+    _, rehearsal = rehearsed("experiment=math_7b", "cluster=1x8")
+    text = account()
+    for part in (
+        "2 steps of 128 responses, 3 tokens on average",
+        "right 12.5%, no answer 25.0%, timed out 0.0%, grader failed 0.0%",
+        "16 a step, gradient norm 0.5, log Z -1.500",
+        "trainer agree (largest difference 2e-06)",
+        "aime2024",
+        "108,608 parameters",
+        "not rehearsed",
+    ):
+        assert part in text
+    assert "DIFFER" in account(**{"training/rollout_probs_diff_max": 0.1})

@@ -42,6 +42,8 @@ VALUES = {
     # the run itself
     "run_dir={tmp}/file/run": ["run_dir", "{tmp}/file is a file", "choose another"],
     "deterministic=maybe": ["deterministic", "'maybe'", "true | false"],
+    "dryrun=maybe": ["dryrun", "'maybe'", "true | false"],
+    "slurm.gpu=h100": ["slurm.gpu", "'h100'", "'h100_80gb'", "or null"],
     "stop_deadline=-5": ["stop_deadline", "-5", "> 0"],
     "watchdog_s=0": ["watchdog_s", "0", "> 0", "null (no limit)"],
     "max_skipped_updates=0": ["max_skipped_updates", "0", "an integer >= 1"],

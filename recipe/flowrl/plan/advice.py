@@ -30,8 +30,10 @@ def _remedy(config: DictConfig, memory: MemoryPlan, phase: str) -> str:
         if not offload.param_offload:
             return f"set {_ACTOR}.fsdp_config.param_offload=true"
         return "lower actor_rollout_ref.rollout.gpu_memory_utilization"
-    of_tokens = sum(size for name, size in memory.update.items() if name in ("logits", "activations of blocks"))
-    if memory.update["logits"] == max(memory.update.values()) and not config.actor_rollout_ref.model.use_fused_kernels:
+    parts = memory.update[memory.worst_moment]
+    logits = parts.get("logits", 0.0)
+    of_tokens = logits + parts.get("activations of blocks", 0.0)
+    if logits == max(parts.values()) and not config.actor_rollout_ref.model.use_fused_kernels:
         return "set actor_rollout_ref.model.use_fused_kernels=true"
     if not config.actor_rollout_ref.model.enable_gradient_checkpointing:
         return "set actor_rollout_ref.model.enable_gradient_checkpointing=true"

@@ -59,12 +59,16 @@ def _memory_lines(memory: MemoryPlan, available: float) -> list[str]:
     lines = []
     for title, parts in (
         ("always", memory.resident | {"CUDA, NCCL": RUNTIME}),
-        ("in the update", memory.update),
+        (f"in the update, {memory.worst_moment}", memory.update[memory.worst_moment]),
         ("in the rollout", memory.rollout),
         ("on each node's host", memory.host),
     ):
         lines.append(f"{title}:")
         lines += [f"  {size / 1e9:7.1f} GB  {name}" for name, size in parts.items()]
+    others = {moment: sum(parts.values()) for moment, parts in memory.update.items() if moment != memory.worst_moment}
+    lines.append(
+        f"less in the update {', '.join(f'{moment} ({size / 1e9:.1f} GB)' for moment, size in others.items())}"
+    )
     for phase, needed in memory.phases.items():
         fits = "fits" if needed <= available else "DOES NOT FIT"
         lines.append(f"{phase}: {needed / 1e9:.1f} of {available / 1e9:.0f} GB on each GPU: {fits}")

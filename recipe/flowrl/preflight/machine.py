@@ -158,4 +158,6 @@ def _check_gpu(config: DictConfig) -> None:
     elsewhere = config.trainer.nnodes > 1 or os.environ.get("RAY_ADDRESS") or config.ray_kwargs.ray_init.get("address")
     devices = ("nvidia0", "nvidiactl", "dxg", "kfd")  # NVIDIA, NVIDIA in containers, in WSL, and AMD
     if not elsewhere and not any(Path("/dev", name).exists() for name in devices):
-        raise UserError("trainer.device=cuda, but this machine has no GPU: choose cluster=cpu")
+        raise UserError(
+            "trainer.device=cuda, but this machine has no GPU: rehearse the run with dryrun=true, or choose cluster=cpu"
+        )

@@ -135,6 +135,7 @@ def _sizes(real: DictConfig) -> dict[str, Any]:
         "data.train_batch_size": updates * mini,
         f"{_ACTOR}.ppo_mini_batch_size": mini,
         "data.max_response_length": response,
+        f"{_ROLLOUT}.max_model_len": data.max_prompt_length + response,
         "data.train_max_samples": _at_most(data.train_max_samples, TRAINING_ROWS),
         "data.val_max_samples": _at_most(data.val_max_samples, VALIDATION_ROWS),
         f"{_ROLLOUT}.val_kwargs.n": min(rollout.val_kwargs.n, VALIDATION_SAMPLES),

@@ -1,0 +1,86 @@
+"""``plan``'s bytes of an update against those that the allocator gave to one.
+
+Real updates of verl's FSDP2 engine with FlowRL's head on one CPU rank, in bfloat16 with packed sequences and AdamW over
+all tensors at once, as on GPUs. Compared is what plan says of the worst moment of the update, parameters and optimizer
+included; not compared: vLLM, CUDA's and NCCL's own memory, and how the shards divide among ranks, which a unit test
+compares with FSDP2's on 8 and 32 fake ranks.
+"""
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.children import call
+from benchmarks.configuration import compose, environment
+from benchmarks.rows import Row
+from benchmarks.workload import Workload, write_model
+from recipe.flowrl.reporting.console import RunConsole
+
+TOLERANCE = 0.15
+"""Of the measured, by which the planned may differ."""
+
+_CHECKPOINTING = "actor_rollout_ref.model.enable_gradient_checkpointing=true"
+_FUSED = "actor_rollout_ref.model.use_fused_kernels=true"
+
+
+def _workload(layers: int = 8, hidden_size: int = 256, vocabulary: int = 4096, key_value_heads: int = 4) -> Workload:
+    return Workload(
+        layers=layers,
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        heads=hidden_size // 64,
+        key_value_heads=key_value_heads,
+        vocabulary=vocabulary,
+        sequences=8,
+        prompt_tokens=128,
+        response_tokens=128,
+        micro_batch=8,
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and what differs from ``cluster=cpu``."""
+
+    workload: Workload
+    overrides: tuple[str, ...]
+
+
+CASES = {
+    "as cluster=1x8": Case(_workload(), (_CHECKPOINTING, _FUSED)),
+    "without gradient checkpointing": Case(_workload(), (_FUSED,)),
+    "without fused log-probs": Case(_workload(vocabulary=16384), (_CHECKPOINTING,)),
+    "seven times the parameters": Case(
+        _workload(layers=16, hidden_size=512, key_value_heads=2), (_CHECKPOINTING, _FUSED)
+    ),
+}
+"""Their worst moments: the first block's backward, the loss with all activations, the loss, the optimizer's step."""
+
+
+def measure(console: RunConsole, names: tuple[str, ...] = tuple(CASES)) -> dict[str, Any]:
+    """Returns ``settings``, ``summary`` (planned / measured by case) and ``samples``, all JSON; bytes."""
+    env = environment(compose("cluster=cpu"))
+    samples = {}
+    for name in names:
+        case = CASES[name]
+        with tempfile.TemporaryDirectory(prefix="flowrl_bench_") as model, console.phase(f"plan_memory: {name}"):
+            parameters = write_model(case.workload, Path(model))
+            given = {"workload": asdict(case.workload), "model": model, "overrides": case.overrides}
+            samples[name] = {"parameters": parameters} | call("plan_child", given, env)
+    ratios = {name: sum(sample["planned"].values()) / sample["measured"] for name, sample in samples.items()}
+    settings = {name: asdict(CASES[name]) for name in names}
+    return {
+        "settings": {"cases": settings, "tolerance": TOLERANCE, "environment": env},
+        "summary": ratios,
+        "samples": samples,
+    }
+
+
+def rows(result: dict[str, Any]) -> list[Row]:
+    """The table's lines."""
+    lines = []
+    for name, sample in result["samples"].items():
+        lines.append(Row(f"{name}: measured", sample["measured"] / 1e6, "MB", sample["moment"]))
+        lines.append(Row(f"{name}: plan / measured - 1", abs(result["summary"][name] - 1), target=TOLERANCE))
+    return lines
