@@ -9,14 +9,14 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import grading, plan_memory, startup, step_floor, update_cost
+from benchmarks import checkpoint_cost, grading, plan_memory, startup, step_floor, update_cost
 from benchmarks.configuration import compose
 from benchmarks.launches import Launch, launch
 from benchmarks.machine import PROJECT, describe
@@ -24,13 +24,14 @@ from benchmarks.rows import Row
 from recipe.flowrl import prepare
 from recipe.flowrl.reporting.console import RunConsole
 
-NAMES = ("update_cost", "plan_memory", "grading", "step_floor", "startup")
+NAMES = ("update_cost", "plan_memory", "grading", "step_floor", "startup", "checkpoint_cost")
 ROWS = {
     "update_cost": update_cost.rows,
     "plan_memory": plan_memory.rows,
     "grading": grading.rows,
     "step_floor": step_floor.rows,
     "startup": startup.rows,
+    "checkpoint_cost": checkpoint_cost.rows,
 }
 TITLES = {
     "update_cost": "cost of an update",
@@ -38,6 +39,7 @@ TITLES = {
     "grading": "grading responses",
     "step_floor": "RL step against its floor",
     "startup": "start-up",
+    "checkpoint_cost": "cost of a checkpoint",
 }
 
 
@@ -60,7 +62,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which, by default all: {', '.join(NAMES)}")
     parser.add_argument("--quick", action="store_true", help="does it work at all? Small sizes, figures worth nothing")
-    parser.add_argument("--steps", type=int, default=20, help="RL steps that step_floor compares")
+    parser.add_argument("--steps", type=int, default=20, help="RL steps that are compared")
     parser.add_argument(
         "--override", action="append", default=[], metavar="KEY=VALUE", help="Hydra override of the runs"
     )
@@ -83,7 +85,7 @@ def _measure(options: argparse.Namespace, console: RunConsole) -> Iterator[tuple
         yield "plan_memory", plan_memory.measure(console, names[:1] if options.quick else names)
     if "grading" in options.names:
         yield "grading", grading.measure(grading.QUICK if options.quick else grading.Effort(), console)
-    if {"step_floor", "startup"} & set(options.names):
+    if {"step_floor", "startup", "checkpoint_cost"} & set(options.names):
         with tempfile.TemporaryDirectory(prefix="flowrl_bench_") as directory:
             yield from _measure_runs(options, Path(directory), console)
 
@@ -91,26 +93,29 @@ def _measure(options: argparse.Namespace, console: RunConsole) -> Iterator[tuple
 def _measure_runs(
     options: argparse.Namespace, directory: Path, console: RunConsole
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The benchmarks of real runs: a long run serves both, short ones repeat the start-up."""
-    overrides = ["experiment=countdown_cpu", *startup.OVERRIDES, *options.override]
-    prepare.ensure(compose(*overrides), console)
+    """The benchmarks of real runs: one without checkpoints serves two, short ones repeat the start-up."""
+
+    def overrides(own: Sequence[str]) -> list[str]:
+        return ["experiment=countdown_cpu", *own, *options.override]
+
+    def run(steps: int, own: Sequence[str]) -> Launch:
+        number = len(list(directory.iterdir())) + 1
+        with console.phase(f"run {number}, steps: {steps}"):
+            return launch([*overrides(own), f"trainer.total_training_steps={steps}"], directory / f"run_{number}")
+
+    prepare.ensure(compose(*overrides(startup.OVERRIDES)), console)
     launches: list[Launch] = []
-
-    def run(steps: int) -> Launch:
-        with console.phase(f"run {len(launches) + 1}, steps: {steps}"):
-            finished = launch(
-                [*overrides, f"trainer.total_training_steps={steps}"], directory / f"run_{len(launches) + 1}"
-            )
-        launches.append(finished)
-        return finished
-
     if "step_floor" in options.names:
-        result = step_floor.measure(run(step_floor.WARM_UP_STEPS + options.steps + 1), console)
-        yield "step_floor", result | {"settings": result["settings"] | {"overrides": overrides}}
+        launches.append(run(step_floor.WARM_UP_STEPS + options.steps + 1, startup.OVERRIDES))
+        result = step_floor.measure(launches[0], console)
+        yield "step_floor", result | {"settings": result["settings"] | {"overrides": overrides(startup.OVERRIDES)}}
     if "startup" in options.names:
         while len(launches) < (1 if options.quick else 2):
-            run(1)
+            launches.append(run(1, startup.OVERRIDES))
         yield "startup", startup.summarize_startup(launches)
+    if "checkpoint_cost" in options.names:
+        saving = run(checkpoint_cost.steps_needed(options.steps), checkpoint_cost.OVERRIDES)
+        yield "checkpoint_cost", checkpoint_cost.measure(saving)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

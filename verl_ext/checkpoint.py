@@ -16,6 +16,8 @@ from verl_ext.checkpoint_files import PARTIAL, clear_partial, commit, step_name,
 
 logger = logging.getLogger(__name__)
 
+_FULL = 2**26  # torch says of a full disk that it is at an unexpected position
+
 
 class CheckpointError(Exception):
     """A checkpoint couldn't be saved. The earlier ones and the tracker are as they were. The message is one line."""
@@ -116,11 +118,10 @@ class AtomicCheckpointMixin:
 def _failed(directory: Path, step: int, error: Exception) -> CheckpointError:
     """Clear away what there is of the checkpoint, and say in one line what happened."""
     logger.error("saving the checkpoint of step %d failed", step, exc_info=error)
+    free = shutil.disk_usage(directory).free  # before there is room again
+    full = f"its disk is full ({free / 2**20:.0f} MiB free): " if free < _FULL else ""
     clear_partial(directory)
-    free = shutil.disk_usage(directory).free / 2**30
     last = tracked_step(directory)
     left = f"the last one is {directory / step_name(last)}" if last is not None else "there is no earlier one"
     reason = " ".join(str(getattr(error, "cause", None) or error).split())
-    return CheckpointError(
-        f"the checkpoint of step {step} couldn't be saved, {left}: {reason[:200]} ({free:.1f} GiB free on its disk)"
-    )
+    return CheckpointError(f"the checkpoint of step {step} couldn't be saved, {left}: {full}{reason[:200]}")

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+_LEAST_ROWS = 16  # four are enough where it was measured
+
 
 def patch_process_group_backend() -> None:
     """verl: one ``cpu:gloo`` process group where the device is the CPU.
@@ -68,12 +70,20 @@ def patch_vllm_cpu_linear() -> None:
     """vLLM (CPU build): Linear weights stay parameters, so that new ones can be loaded into them.
 
     vLLM-CPU packs each Linear weight for its own matmul kernel and deletes the parameter. A weight sync then fails on
-    the missing ``weight_loader`` and leaves the trainer waiting. ``F.linear`` on the parameter does the same product.
-    Call it in the vLLM worker, before the model is built.
+    the missing ``weight_loader`` and leaves the trainer waiting. ``F.linear`` on the parameter does the same product,
+    and with a few rows added to the smallest batches each row's is the same to the last bit whatever the other rows
+    are: below four rows torch takes another kernel, so that a token's probabilities would depend on which requests
+    happen to run beside it. Call it in the vLLM worker, before the model is built.
     """
+    linear, pad = torch.nn.functional.linear, torch.nn.functional.pad
+
+    def row_by_row(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if x.ndim != 2 or len(x) >= _LEAST_ROWS:
+            return linear(x, weight, bias)
+        return linear(pad(x, (0, 0, 0, _LEAST_ROWS - len(x))), weight, bias)[: len(x)]
 
     def keep_parameter(layer: torch.nn.Module, remove_weight: bool) -> None:
-        layer.cpu_linear = torch.nn.functional.linear
+        layer.cpu_linear = row_by_row if layer.weight.ndim == 2 else linear
 
     _replace(
         importlib.import_module("vllm.model_executor.layers.utils"), "dispatch_cpu_unquantized_gemm", keep_parameter

@@ -36,6 +36,8 @@ def launch(config: DictConfig) -> None:
         config.run_dir = str(run_dir)
         if config.deterministic:
             config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = SEEDED_ROLLOUTS
+            # Whether a prompt is found in it depends on when the others arrive, and so would the rounding.
+            config.actor_rollout_ref.rollout.enable_prefix_caching = False
     OmegaConf.resolve(config)
     # Before verl is imported, here and in what Ray starts.
     environment = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}

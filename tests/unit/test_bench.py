@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 
+from benchmarks import checkpoint_cost
 from benchmarks.launches import BEFORE_RAY, startup_phases, step_periods
 from benchmarks.rows import Row
 from benchmarks.stats import block_sums, interleaved, paired_ratio, summarize
@@ -99,6 +100,18 @@ def test_startup_without_an_update_is_refused() -> None:
 
 def test_a_step_lasts_until_the_next_begins() -> None:
     assert step_periods(EVENTS) == [6.5]
+
+
+def test_a_save_is_compared_with_steps_that_it_does_not_touch() -> None:
+    periods = [9.0, 9.0, 9.0, 2.0, 1.5, 1.0, 1.25, 3.0, 1.0, 1.0, 1.0]
+    metrics = {4: {checkpoint_cost.TIMER: 0.5}, 8: {checkpoint_cost.TIMER: 0.25}}
+    assert checkpoint_cost.blocks(periods, metrics) == [
+        {"step": 4, "save": 0.5, "with": [2.0, 1.5], "without": [1.0, 1.25]},
+        {"step": 8, "save": 0.25, "with": [3.0, 1.0], "without": [1.0, 1.0]},
+    ]
+    assert len(periods) == checkpoint_cost.steps_needed(5) - 1, "the last step has no period"
+    with pytest.raises(ValueError, match="no save"):
+        checkpoint_cost.blocks(periods[:6], metrics)
 
 
 @pytest.mark.parametrize(("value", "target", "met"), [(1.02, 1.02, True), (1.03, 1.02, False), (1.0, None, None)])

@@ -146,6 +146,19 @@ def test_patched_vllm_computes_with_the_weight_that_was_loaded_last() -> None:
     torch.testing.assert_close(layer.cpu_linear(inputs, layer.weight, None), inputs @ loaded.T)
 
 
+def test_patched_vllm_computes_each_row_alike_whatever_the_others_are() -> None:
+    utils = importlib.import_module("vllm.model_executor.layers.utils")
+    with mock.patch.object(utils, "dispatch_cpu_unquantized_gemm", utils.dispatch_cpu_unquantized_gemm):
+        patches.patch_vllm_cpu_linear()
+        for width, outputs in ((192, 576), (512, 192), (192, 262)):
+            layer, inputs = torch.nn.Linear(width, outputs), torch.randn(128, width)
+            utils.dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+            whole = layer.cpu_linear(inputs, layer.weight, layer.bias)
+            for rows in (1, 2, 3, 5, 8, 15, 16, 17, 64):
+                some = layer.cpu_linear(inputs[128 - rows :], layer.weight, layer.bias)
+                assert torch.equal(some, whole[128 - rows :]), (width, outputs, rows)
+
+
 def test_every_patch_is_tested_here() -> None:
     assert {name for name in vars(patches) if name.startswith("patch_")} == {
         "patch_log_prob_loop",
