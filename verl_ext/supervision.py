@@ -133,9 +133,11 @@ class Supervisor:
 
     def fault_behind(self, cause: BaseException) -> ProcessDied | None:
         """The death that explains ``cause``, with which the run has ended; None if that speaks for itself."""
-        from ray.exceptions import RayError
+        from ray.exceptions import OutOfMemoryError, RayError
 
         self._look()
+        if isinstance(cause, OutOfMemoryError):
+            return None  # it says who was ended, and why
         for death in self._deaths if not self._closing else ():
             own_doing = self._failing_since is not None and death.seen > self._failing_since
             if isinstance(cause, RayError) or not (own_doing and death.member.kind == ENDED_FIRST):
@@ -157,9 +159,9 @@ class Supervisor:
     def _look(self) -> None:
         """Note who is there and who is no more."""
         with self._lock:
-            alive = {p.pid: p for p in descendants(psutil.Process()) if runs(p)}
-            gone = [self._members.pop(pid) for pid in list(self._members) if pid not in alive]
+            alive = {process for process in descendants(psutil.Process()) if runs(process)}
+            gone = [self._members.pop(m.process.pid) for m in list(self._members.values()) if m.process not in alive]
             deaths = [Death(lost, signal_that_ended(lost.process.pid), time.time()) for lost in gone]
             # Who was killed took along those that ended by themselves.
             self._deaths += sorted(deaths, key=lambda death: (death.signal is None, death.member.rank))
-            self._members |= {m.process.pid: m for m in map(member, alive.values()) if m is not None}
+            self._members |= {m.process.pid: m for m in map(member, alive) if m is not None}

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, OutOfMemoryError
 
 from verl_ext import supervision
 from verl_ext.faults import ProcessDied, RunFault, Stalled
@@ -153,6 +153,7 @@ def test_a_run_that_fails_ends_its_data_queue_first(start: Start) -> None:
         kill(storage)
         assert watched.supervisor.fault_behind(ValueError("its own error")) is None
         assert "SimpleStorageUnit" in str(watched.supervisor.fault_behind(ActorDiedError()))
+        assert watched.supervisor.fault_behind(OutOfMemoryError("the node was low on memory")) is None
         assert not watched.faults
         assert watched.called.wait(5)
 
