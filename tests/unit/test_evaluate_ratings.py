@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import permutations
 from pathlib import Path
@@ -15,11 +15,11 @@ from recipe.flowrl.errors import UserError
 from recipe.flowrl.evaluate import codeforces_rating, contests
 from recipe.flowrl.evaluate.contests import load_contest, problem_fingerprint, rating_distribution
 from recipe.flowrl.evaluate.ratings import (
-    HIGHEST,
+    ABOVE_THE_BEST,
     LOWEST,
     Contest,
     contest_rating,
-    contest_score,
+    contest_result,
     expected_rank,
     percentile,
     rank_among,
@@ -30,20 +30,24 @@ from recipe.flowrl.files import write_json
 RATINGS = np.array([800.0, 1200.0, 1500.0, 1500.0, 2100.0, 2600.0])
 
 
-def contest(scores: list[float], counts_problems: bool = False, ratings: np.ndarray = RATINGS) -> Contest:
-    points = {"A": 1.0, "B": 1.0} if counts_problems else {"A": 500.0, "B": 1000.0}
-    return Contest("1", points, ratings, np.array(scores), counts_problems)
+def contest(
+    scores: Sequence[float], penalties: Sequence[float] | None = None, ratings: np.ndarray = RATINGS
+) -> Contest:
+    """With points; with penalties one that counts solved problems."""
+    points = {"A": 500.0, "B": 1000.0} if penalties is None else {"A": 1.0, "B": 1.0}
+    minutes = np.zeros(len(scores)) if penalties is None else np.array(penalties)
+    return Contest("1", points, ratings, np.array(scores), minutes, penalties is not None)
 
 
-def test_rank_is_the_mean_over_all_orders_of_equals() -> None:
-    scores = np.array([500.0, 950.0, 950.0, 0.0])
-    for score in (1500.0, 950.0, 500.0, 100.0, 0.0):
-        entries = [(s, False) for s in scores] + [(score, True)]
-        ranks = []
-        for order in permutations(entries):
-            ordered = sorted(order, key=lambda entry: -entry[0])  # stable: equals stay in this order
-            ranks.append(1 + next(place for place, entry in enumerate(ordered) if entry[1]))
-        assert rank_among(score, scores) == pytest.approx(np.mean(ranks))
+@pytest.mark.parametrize("result", [(2.0, 0.0), (2.0, 60.0), (2.0, 61.0), (1.0, 10.0), (0.0, 0.0)])
+def test_rank_is_the_mean_over_all_orders_of_equals(result: tuple[float, float]) -> None:
+    scores, penalties = (2.0, 2.0, 2.0, 1.0, 0.0), (60.0, 60.0, 90.0, 10.0, 0.0)
+    entries = [*[(one, False) for one in zip(scores, penalties, strict=True)], (result, True)]
+    ranks = []
+    for order in permutations(entries):
+        ordered = sorted(order, key=lambda entry: (-entry[0][0], entry[0][1]))  # stable: equals stay in this order
+        ranks.append(1 + next(place for place, entry in enumerate(ordered) if entry[1]))
+    assert rank_among(contest(scores, penalties), *result) == pytest.approx(np.mean(ranks))
 
 
 def test_expected_rank_is_one_plus_the_chances_to_be_beaten() -> None:
@@ -53,14 +57,14 @@ def test_expected_rank_is_one_plus_the_chances_to_be_beaten() -> None:
 
 @pytest.mark.parametrize("rank", [1.5, 2.0, 3.5, 5.0, 6.5])
 def test_rating_is_the_best_of_all_on_a_grid(rank: float) -> None:
-    grid = np.arange(LOWEST, HIGHEST, 0.5)
+    grid = np.arange(LOWEST, RATINGS.max() + ABOVE_THE_BEST, 0.5)
     best = grid[np.argmin([abs(expected_rank(rating, RATINGS) - rank) for rating in grid])]
     assert rating_for_rank(rank, RATINGS) == pytest.approx(best, abs=0.5)
 
 
 def test_ratings_stay_within_bounds() -> None:
-    assert rating_for_rank(1.0, RATINGS) == pytest.approx(HIGHEST, abs=0.01)
-    assert rating_for_rank(7.0, RATINGS) == pytest.approx(LOWEST, abs=0.01)
+    assert rating_for_rank(1.0, RATINGS) == pytest.approx(2700.0, abs=0.01)
+    assert rating_for_rank(7.0, RATINGS) == pytest.approx(0.0, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -75,11 +79,13 @@ def test_ratings_stay_within_bounds() -> None:
     ],
 )
 def test_score_with_points(attempts: dict[str, list[bool]], score: float) -> None:
-    assert contest_score(contest([0.0] * 6), attempts) == score
+    assert contest_result(contest([0.0] * 6), attempts) == (score, 0.0)
 
 
-def test_score_where_solved_problems_count() -> None:
-    assert contest_score(contest([0.0] * 6, counts_problems=True), {"A": [False, True], "B": [True]}) == 2.0
+def test_result_where_solved_problems_count() -> None:
+    counting = contest([0.0] * 6, [0.0] * 6)
+    assert contest_result(counting, {"A": [False, False, True], "B": [True]}) == (2.0, 20.0)
+    assert contest_result(counting, {"A": [False, True], "B": [False, False]}) == (1.0, 10.0)
 
 
 def test_the_mean_rank_of_a_simulated_participant_gives_the_rating() -> None:
@@ -88,7 +94,10 @@ def test_the_mean_rank_of_a_simulated_participant_gives_the_rating() -> None:
     scale = 400 / np.log(10)
     ratings = rng.normal(1400, 400, size=300)
     for true in (900.0, 1800.0, 2400.0):
-        ranks = [rank_among(true + rng.gumbel(0, scale), ratings + rng.gumbel(0, scale, size=300)) for _ in range(3000)]
+        ranks = []
+        for _ in range(3000):
+            place = contest(ratings + rng.gumbel(0, scale, 300), ratings=ratings)
+            ranks.append(rank_among(place, true + rng.gumbel(0, scale), 0.0))
         assert rating_for_rank(float(np.mean(ranks)), ratings) == pytest.approx(true, abs=20)
 
 
@@ -102,7 +111,7 @@ def test_percentile_against_a_list_of_users() -> None:
     distribution = {1200: 3, 1500: 2, 1900: 5}
     users = [1200] * 3 + [1500] * 2 + [1900] * 5
     for rating in (1000, 1200, 1350, 1500, 1900, 2500):
-        expected = np.mean([1.0 if user < rating else 0.5 if user == rating else 0.0 for user in users])
+        expected = np.mean([user < rating for user in users])
         assert percentile(rating, distribution) == pytest.approx(expected)
 
 
@@ -129,7 +138,7 @@ def two_contests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for module in (contests, codeforces_rating):
         monkeypatch.setattr(module, "known_problems", lambda: known)
     standings = {"problems": {"A": 500, "B": 1000}, "counts_problems": False}
-    write_json(tmp_path / "11.json", standings | {"contestants": [[1000, 0], [1500, 500], [2000, 1500]]})
+    write_json(tmp_path / "11.json", standings | {"contestants": [[1000, 0, 0], [1500, 500, 0], [2000, 1500, 0]]})
     return tmp_path
 
 
@@ -171,8 +180,8 @@ class _Codeforces(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         number = parse_qs(url.query)["contestId"][0]
         people = [("ann", 2000.0), ("bob", 500.0), ("guest", 1500.0)]
-        rows = [{"party": {"members": [{"handle": name}]}, "points": points} for name, points in people]
-        rows.append({"party": {"members": [{"handle": "ann"}, {"handle": "bob"}]}, "points": 9.0})
+        rows = [{"party": {"members": [{"handle": name}]}, "points": points, "penalty": 30} for name, points in people]
+        rows.append({"party": {"members": [{"handle": "ann"}, {"handle": "bob"}]}, "points": 9.0, "penalty": 1})
         problems = [{"index": letter, "points": 500.0} for letter in "ABCDEFGH"]
         if number == "1985":
             problems = [{"index": letter} for letter in ("A", "B", "C", "D", "E", "F", "G", "H1", "H2")]
@@ -206,4 +215,5 @@ def test_standings_are_fetched(codeforces: str, tmp_path: Path, capsys: pytest.C
     first, second = load_contest(tmp_path, "1971"), load_contest(tmp_path, "1985")
     assert first.problems["A"] == 500.0 and not first.counts_problems
     assert first.ratings.tolist() == [1900.0, 1300.0] and first.scores.tolist() == [2000.0, 500.0]
+    assert second.penalties.tolist() == [30.0, 30.0]
     assert second.counts_problems and second.problems["H1"] == 1.0

@@ -276,10 +276,24 @@ def test_set_phrases_are_no_overlap() -> None:
         ({"problem": "p", "answer": "$k=1$"}, "k=1"),
         ({"problem": "p", "answer": "0"}, "0"),
         ({"problem": "p", "answer": "0.50"}, "0.50"),
+        ({"question": "p", "answer": "He has 2 * 617 = <<2*617=1234>>1234.\n#### 1,234"}, "1234"),
     ],
 )
 def test_answers_are_written_one_way(row: dict, truth: str) -> None:
     assert math_task(row).ground_truth == truth
+
+
+@pytest.mark.parametrize("collection", ["original", "authors"])
+def test_gsm8k(tmp_path: Path, collection: str) -> None:
+    for split, question in (("train", "What is 1+1?"), ("test", "What is 2+2?")):
+        rows = [{"question": question, "answer": "Easy.\n#### 4"}]
+        write_lines(tmp_path / "source" / "gsm8k" / f"{split}.jsonl.gz", rows)
+    arguments = ["gsm8k", "--source", str(tmp_path / "source"), "--out", str(tmp_path), "--collection", collection]
+    assert main(arguments) == 0
+    (row,) = pq.read_table(tmp_path / "test_gsm8k.parquet").to_pylist()
+    assert row["data_source"] == "gsm8k" and row["ability"] == "math"
+    assert row["reward_model"]["ground_truth"] == "4"
+    assert "What is 2+2?" in row["prompt"][0]["content"] and "Answer:" in row["prompt"][0]["content"]
 
 
 @pytest.mark.skipif(REAL_DATA is None, reason="FLOWRL_REAL_DATA names no directory of the real data sets")

@@ -68,8 +68,8 @@ def load_contest(directory: Path, contest: str) -> Contest | None:
         return None
     try:
         facts = json.loads(path.read_text())
-        contestants = np.array(facts["contestants"], dtype=float).reshape(-1, 2)
-        return Contest(contest, facts["problems"], contestants[:, 0], contestants[:, 1], facts["counts_problems"])
+        contestants = np.array(facts["contestants"], dtype=float).reshape(-1, 3).T
+        return Contest(contest, facts["problems"], *contestants, facts["counts_problems"])
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it and fetch it again") from error
 
@@ -86,7 +86,7 @@ def fetch_contest(contest: str, api: str = API, pause_s: float = _PAUSE_S) -> di
     points = {problem["index"]: problem.get("points") for problem in standings["problems"]}
     counts_problems = standings["contest"]["type"] == "ICPC" or None in points.values()
     contestants = [
-        [before[row["party"]["members"][0]["handle"]], row["points"]]
+        [before[row["party"]["members"][0]["handle"]], row["points"], row["penalty"]]
         for row in standings["rows"]
         if len(row["party"]["members"]) == 1 and row["party"]["members"][0]["handle"] in before
     ]

@@ -1,8 +1,9 @@
 """A Codeforces rating from contests that others took part in: the rating at which one expects the rank one had.
 
-For each contest the samples of a problem are attempts, in order, up to the first right one. The score and, from it, the
-rank among the contestants follow :func:`contest_score` and :func:`rank_among`; the contest's rating is the one whose
-expected rank under the Elo model is that rank (Codeforces's own seed formula). The rating is the mean over contests.
+CodeElo's method (arXiv 2501.01257), which the paper's evaluation uses. For each contest the samples of a problem are
+attempts, in order, up to the first right one. Score and penalty (:func:`contest_result`) give the rank among the rated
+contestants (:func:`rank_among`); the contest's rating is the one whose expected rank under the Elo model is that rank,
+which is Codeforces's own seed formula. The rating is the mean over contests.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,11 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LOWEST, HIGHEST = 0.0, 4000.0
-"""A contest's rating is kept within: a rank behind everybody, or before everybody, fits any rating beyond."""
+LOWEST, ABOVE_THE_BEST = 0.0, 100.0
+"""A contest's rating is kept between this and so much above its best contestant's: a rank behind everybody, or before
+everybody, fits any rating beyond."""
 
-_PENALTY = 50.0
-"""Points for a failed attempt before the first right one, in contests with points."""
+_LOST_POINTS = 50.0
+"""For a failed attempt before the first right one, in contests with points."""
+_LOST_MINUTES = 10.0
+"""The same in contests that count solved problems."""
 
 
 @dataclass(frozen=True)
@@ -26,37 +30,46 @@ class Contest:
         problems: points of each problem, by its letter; all 1 where the number of solved problems counts.
         ratings: (C,) of the rated contestants, before the contest.
         scores: (C,) what they reached.
-        counts_problems: solved problems decide, and time between equals: Educational rounds, divisions 3 and 4.
+        penalties: (C,) minutes; decide between equal scores.
+        counts_problems: solved problems are the score: Educational rounds, divisions 3 and 4.
     """
 
     id: str
     problems: Mapping[str, float]
     ratings: np.ndarray
     scores: np.ndarray
+    penalties: np.ndarray
     counts_problems: bool
 
 
-def contest_score(contest: Contest, attempts: Mapping[str, Sequence[bool]]) -> float:
-    """What a system reaches in ``contest``.
+def contest_result(contest: Contest, attempts: Mapping[str, Sequence[bool]]) -> tuple[float, float]:
+    """Score and penalty of a system in ``contest``.
 
-    A solved problem's points, less 50 for each attempt that failed before (not below 0). Points don't decay: a model
-    has no time of submission. Where solved problems count, failed attempts don't: they only break ties, by time.
+    With points: a solved problem's points, less 50 for each attempt that failed before (not below 0), no penalty. Where
+    solved problems count: 1 each, and 10 minutes of penalty for each such attempt. A model has no time of submission:
+    its points don't decay and its penalty has no other part, which favours it over people.
 
     Args:
         contest: the contest.
         attempts: whether each attempt succeeded, by problem letter.
     """
-    score = 0.0
+    score = penalty = 0.0
     for letter, succeeded in attempts.items():
-        if True in succeeded:
-            failed = 0 if contest.counts_problems else list(succeeded).index(True)
-            score += max(0.0, contest.problems[letter] - _PENALTY * failed)
-    return score
+        if True not in succeeded:
+            continue
+        failed = list(succeeded).index(True)
+        if contest.counts_problems:
+            score, penalty = score + 1, penalty + _LOST_MINUTES * failed
+        else:
+            score += max(0.0, contest.problems[letter] - _LOST_POINTS * failed)
+    return score, penalty
 
 
-def rank_among(score: float, scores: np.ndarray) -> float:
-    """1 plus the contestants with a higher score, plus half of those with the same."""
-    return 1.0 + float((scores > score).sum()) + 0.5 * float((scores == score).sum())
+def rank_among(contest: Contest, score: float, penalty: float) -> float:
+    """1 plus the contestants with a better result, plus half of those with the same."""
+    level = contest.scores == score
+    ahead = (contest.scores > score) | (level & (contest.penalties < penalty))
+    return 1.0 + float(ahead.sum()) + 0.5 * float((level & (contest.penalties == penalty)).sum())
 
 
 def expected_rank(rating: float, ratings: np.ndarray) -> float:
@@ -65,11 +78,11 @@ def expected_rank(rating: float, ratings: np.ndarray) -> float:
 
 
 def rating_for_rank(rank: float, ratings: np.ndarray) -> float:
-    """The rating whose :func:`expected_rank` among ``ratings`` is ``rank``, within :data:`LOWEST` and :data:`HIGHEST`.
+    """The rating whose :func:`expected_rank` among ``ratings`` is ``rank``, kept from 0 to 100 above the best.
 
     The expected rank falls as the rating rises, so the interval is halved until it is narrower than 0.001.
     """
-    low, high = LOWEST, HIGHEST
+    low, high = LOWEST, float(ratings.max()) + ABOVE_THE_BEST
     while high - low > 1e-3:
         middle = (low + high) / 2
         if expected_rank(middle, ratings) > rank:
@@ -80,19 +93,16 @@ def rating_for_rank(rank: float, ratings: np.ndarray) -> float:
 
 
 def contest_rating(contest: Contest, attempts: Mapping[str, Sequence[bool]]) -> float:
-    """The rating that a system's result in one contest stands for. Arguments as in :func:`contest_score`."""
-    rank = rank_among(contest_score(contest, attempts), contest.scores)
-    return rating_for_rank(rank, contest.ratings)
+    """The rating that a system's result in one contest stands for. Arguments as in :func:`contest_result`."""
+    return rating_for_rank(rank_among(contest, *contest_result(contest, attempts)), contest.ratings)
 
 
 def percentile(rating: float, distribution: Mapping[int, int]) -> float:
-    """The share of rated users below ``rating``, those who share it counted half.
+    """The share of rated users below ``rating``.
 
     Args:
         rating: to place.
         distribution: users by rating.
     """
-    ratings = np.array(list(distribution))
-    users = np.array(list(distribution.values()), dtype=float)
-    below = users[ratings < rating].sum() + 0.5 * users[ratings == rating].sum()
-    return float(below / users.sum())
+    below = sum(users for other, users in distribution.items() if other < rating)
+    return below / sum(distribution.values())
