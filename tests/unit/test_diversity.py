@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from itertools import combinations
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from recipe.flowrl.diversity.programs import normal_program
 from recipe.flowrl.diversity.rarefaction import SUBSETS, expected_distinct, mean_over_subsets, sampled_pairs
 from recipe.flowrl.diversity.texts import distinct_n, self_bleu
 from recipe.flowrl.errors import UserError
+
+SAMPLES = Path(__file__).resolve().parents[1] / "data" / "evaluations" / "countdown"
 
 
 @pytest.mark.parametrize("items", ["aaaaaaa", "abcdefg", "aabbbcd"])
@@ -316,3 +319,20 @@ def test_damaged_evaluations_are_named(tmp_path: Path) -> None:
     grades.write_bytes((tmp_path / "other" / "countdown" / "grades.jsonl.gz").read_bytes())
     with pytest.raises(UserError, match="problem p, sample 0 has no grade"):
         read_evaluation(directory).samples("countdown")
+
+
+def test_hotter_sampling_of_a_real_policy_is_more_diverse_by_every_measure(tmp_path: Path) -> None:
+    """Committed samples of the Countdown base policy; all answers, so that the number of right ones plays no part."""
+    found = {}
+    for temperature in ("0.6", "1.0"):
+        directory = tmp_path / temperature
+        shutil.copytree(SAMPLES / f"temperature_{temperature}", directory)
+        assert main([str(directory), "embedding=none"]) == 0
+        found[temperature] = json.loads((directory / "diversity.json").read_text())["benchmarks"]["countdown"]
+    cold, hot = (found[temperature]["summary"]["all"] for temperature in ("0.6", "1.0"))
+    assert set(cold) == {"distinct_forms", "distinct_1", "distinct_2", "self_bleu"}
+    for name in cold:
+        assert MEASURES[name].sign * hot[name]["16"]["value"] > MEASURES[name].sign * cold[name]["16"]["value"], name
+    values = found["1.0"]["values"]["all"]["distinct_forms"]["16"]
+    rows = read_evaluation(tmp_path / "1.0").samples("countdown")
+    assert values == {row.problem: len({solution_form("countdown", r) for r in row.responses}) for row in rows}
