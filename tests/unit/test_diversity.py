@@ -1,5 +1,7 @@
 """Measures of diversity: rarefaction against brute force, forms, programs, texts, embeddings, and the command."""
 
+import ast
+import copy
 import json
 import random
 import shutil
@@ -17,12 +19,13 @@ from recipe.flowrl.diversity.embeddings import Embedder, default_model, mean_cos
 from recipe.flowrl.diversity.evaluation import Response, Samples, read_evaluation
 from recipe.flowrl.diversity.forms import answer_form, equations, mean_jaccard_distance, solution_form
 from recipe.flowrl.diversity.measures import MEASURES, measure_problem
-from recipe.flowrl.diversity.programs import normal_program
+from recipe.flowrl.diversity.programs import normal_program, normal_tree
 from recipe.flowrl.diversity.rarefaction import SUBSETS, expected_distinct, mean_over_subsets, sampled_pairs
 from recipe.flowrl.diversity.texts import distinct_n, self_bleu
 from recipe.flowrl.errors import UserError
 
-SAMPLES = Path(__file__).resolve().parents[1] / "data" / "evaluations" / "countdown"
+DATA = Path(__file__).resolve().parents[1] / "data"
+SAMPLES = DATA / "evaluations" / "countdown"
 
 
 @pytest.mark.parametrize("items", ["aaaaaaa", "abcdefg", "aabbbcd"])
@@ -336,3 +339,27 @@ def test_hotter_sampling_of_a_real_policy_is_more_diverse_by_every_measure(tmp_p
     values = found["1.0"]["values"]["all"]["distinct_forms"]["16"]
     rows = read_evaluation(tmp_path / "1.0").samples("countdown")
     assert values == {row.problem: len({solution_form("countdown", r) for r in row.responses}) for row in rows}
+
+
+def test_normalised_programs_are_their_own_normal_form() -> None:
+    """Accepted solutions with other names, without annotations and comments: the same form again."""
+    rows = [json.loads(line) for line in (DATA / "leetcode_solutions.jsonl").read_text().splitlines()]
+    for source in (row["solution"] for row in rows):
+        renamed = ast.unparse(ast.fix_missing_locations(normal_tree(source)))
+        assert renamed != source and normal_program(renamed) == normal_program(source)
+
+
+def test_normalised_programs_do_what_they_did() -> None:
+    for line in (DATA / "humanevalplus_mini.jsonl").read_text().splitlines():
+        task = json.loads(line)
+        source = task["prompt"] + task["canonical_solution"]
+        place = [d.name for d in ast.parse(source).body if isinstance(d, ast.FunctionDef)].index(task["entry_point"])
+        tree = ast.fix_missing_locations(normal_tree(source))
+        name = [d.name for d in tree.body if isinstance(d, ast.FunctionDef)][place]
+        before, after = {}, {}
+        exec(source, before)
+        exec(compile(tree, "normalised", "exec"), after)
+        assert name != task["entry_point"]
+        for arguments in task["base_input"]:
+            given = copy.deepcopy(arguments), copy.deepcopy(arguments)
+            assert after[name](*given[0]) == before[task["entry_point"]](*given[1])
