@@ -14,10 +14,11 @@ from evaluations import write_evaluation
 from sacrebleu import sentence_bleu
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from recipe.flowrl.diversity.__main__ import common_draws, main
+from recipe.flowrl.diversity.__main__ import main
 from recipe.flowrl.diversity.embeddings import Embedder, default_model, mean_cosine_distance, vendi_score
 from recipe.flowrl.diversity.evaluation import Response, Samples, read_evaluation
 from recipe.flowrl.diversity.forms import answer_form, equations, mean_jaccard_distance, solution_form
+from recipe.flowrl.diversity.lines import common_draws
 from recipe.flowrl.diversity.measures import MEASURES, measure_problem
 from recipe.flowrl.diversity.programs import normal_program, normal_tree
 from recipe.flowrl.diversity.rarefaction import SUBSETS, expected_distinct, mean_over_subsets, sampled_pairs
