@@ -89,6 +89,11 @@ def test_self_bleu_is_sacrebleus_and_low_for_different_texts() -> None:
         (r"Since $x^2 + 3x = 0$, \( \frac{3}{4} \times 8 = 6 \).", {"x^2+3x=0", "8*3/4=6"}),
         ("total = 4*5 = 20 apples", {"total=5*4", "5*4=20"}),
         (r"\[ a_n = 2^n - 1 \]", {"a_n=2^n-1"}),
+        (
+            "20 packets * $40/packet = $800 a day, 3 inches/roll * 1.50 = 4.5, 2 x 3 = 6",
+            {"40*20=800", "3*1.5=4.5", "3*2=6"},
+        ),
+        ("30,000 – 3,000.00 = 27,000", {"30000-3000=27000"}),
         ("a == b, a >= 3, a != 4: nothing is equal here", set()),
     ],
 )

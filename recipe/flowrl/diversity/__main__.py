@@ -121,6 +121,11 @@ def _teller(console: RunConsole, what: str) -> Callable[[int, int], None]:
 def _names(evaluation: Evaluation, options: Options) -> list[str]:
     """The benchmarks to measure. Raises UserError if the evaluation lacks one."""
     names = list(options.benchmarks or evaluation.benchmarks)
+    if options.judge and not set(names) & set(options.judge_benchmarks):
+        asked = ",".join(options.judge_benchmarks)
+        raise UserError(
+            f"{evaluation.directory}: nothing to judge: judge_benchmarks={asked}, measured: {','.join(names)}"
+        )
     for name in names:
         kind_of(name)
         if name not in evaluation.benchmarks:
