@@ -2,8 +2,11 @@
 
 import ast
 import copy
+import gzip
 import json
+import os
 import random
+import re
 import shutil
 from itertools import combinations
 from pathlib import Path
@@ -26,6 +29,7 @@ from recipe.flowrl.diversity.texts import distinct_n, self_bleu
 from recipe.flowrl.errors import UserError
 
 DATA = Path(__file__).resolve().parents[1] / "data"
+REAL_DATA = os.environ.get("FLOWRL_REAL_DATA")
 SAMPLES = DATA / "evaluations" / "countdown"
 
 
@@ -369,3 +373,12 @@ def test_normalised_programs_do_what_they_did() -> None:
         for arguments in task["base_input"]:
             given = copy.deepcopy(arguments), copy.deepcopy(arguments)
             assert after[name](*given[0]) == before[task["entry_point"]](*given[1])
+
+
+@pytest.mark.skipif(REAL_DATA is None, reason="FLOWRL_REAL_DATA names no directory of the real data sets")
+def test_the_calculations_that_gsm8k_marks_are_found_without_the_marks() -> None:
+    with gzip.open(Path(REAL_DATA) / "gsm8k" / "test.jsonl.gz", "rt") as lines:
+        answers = [json.loads(line)["answer"] for line in lines]
+    marked = [(equations(answer), mark) for answer in answers for mark in re.findall(r"<<([^<>]*)>>", answer)]
+    found = [equations(mark) <= given for given, mark in marked]
+    assert len(marked) == 4282 and np.mean(found) > 0.87
