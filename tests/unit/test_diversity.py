@@ -1,7 +1,13 @@
 """Measures of diversity: rarefaction against brute force, forms, programs, texts, embeddings, and the command."""
 
+import ast
+import copy
+import gzip
 import json
+import os
 import random
+import re
+import shutil
 from itertools import combinations
 from pathlib import Path
 
@@ -11,15 +17,20 @@ from evaluations import write_evaluation
 from sacrebleu import sentence_bleu
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from recipe.flowrl.diversity.__main__ import common_draws, main
+from recipe.flowrl.diversity.__main__ import main
 from recipe.flowrl.diversity.embeddings import Embedder, default_model, mean_cosine_distance, vendi_score
 from recipe.flowrl.diversity.evaluation import Response, Samples, read_evaluation
 from recipe.flowrl.diversity.forms import answer_form, equations, mean_jaccard_distance, solution_form
+from recipe.flowrl.diversity.lines import common_draws
 from recipe.flowrl.diversity.measures import MEASURES, measure_problem
-from recipe.flowrl.diversity.programs import normal_program
+from recipe.flowrl.diversity.programs import normal_program, normal_tree
 from recipe.flowrl.diversity.rarefaction import SUBSETS, expected_distinct, mean_over_subsets, sampled_pairs
 from recipe.flowrl.diversity.texts import distinct_n, self_bleu
 from recipe.flowrl.errors import UserError
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+REAL_DATA = os.environ.get("FLOWRL_REAL_DATA")
+SAMPLES = DATA / "evaluations" / "countdown"
 
 
 @pytest.mark.parametrize("items", ["aaaaaaa", "abcdefg", "aabbbcd"])
@@ -82,6 +93,11 @@ def test_self_bleu_is_sacrebleus_and_low_for_different_texts() -> None:
         (r"Since $x^2 + 3x = 0$, \( \frac{3}{4} \times 8 = 6 \).", {"x^2+3x=0", "8*3/4=6"}),
         ("total = 4*5 = 20 apples", {"total=5*4", "5*4=20"}),
         (r"\[ a_n = 2^n - 1 \]", {"a_n=2^n-1"}),
+        (
+            "20 packets * $40/packet = $800 a day, 3 inches/roll * 1.50 = 4.5, 2 x 3 = 6",
+            {"40*20=800", "3*1.5=4.5", "3*2=6"},
+        ),
+        ("30,000 – 3,000.00 = 27,000", {"30000-3000=27000"}),
         ("a == b, a >= 3, a != 4: nothing is equal here", set()),
     ],
 )
@@ -316,3 +332,53 @@ def test_damaged_evaluations_are_named(tmp_path: Path) -> None:
     grades.write_bytes((tmp_path / "other" / "countdown" / "grades.jsonl.gz").read_bytes())
     with pytest.raises(UserError, match="problem p, sample 0 has no grade"):
         read_evaluation(directory).samples("countdown")
+
+
+def test_hotter_sampling_of_a_real_policy_is_more_diverse_by_every_measure(tmp_path: Path) -> None:
+    """Committed samples of the Countdown base policy; all answers, so that the number of right ones plays no part."""
+    found = {}
+    for temperature in ("0.6", "1.0"):
+        directory = tmp_path / temperature
+        shutil.copytree(SAMPLES / f"temperature_{temperature}", directory)
+        assert main([str(directory), "embedding=none"]) == 0
+        found[temperature] = json.loads((directory / "diversity.json").read_text())["benchmarks"]["countdown"]
+    cold, hot = (found[temperature]["summary"]["all"] for temperature in ("0.6", "1.0"))
+    assert set(cold) == {"distinct_forms", "distinct_1", "distinct_2", "self_bleu"}
+    for name in cold:
+        assert MEASURES[name].sign * hot[name]["16"]["value"] > MEASURES[name].sign * cold[name]["16"]["value"], name
+    values = found["1.0"]["values"]["all"]["distinct_forms"]["16"]
+    rows = read_evaluation(tmp_path / "1.0").samples("countdown")
+    assert values == {row.problem: len({solution_form("countdown", r) for r in row.responses}) for row in rows}
+
+
+def test_normalised_programs_are_their_own_normal_form() -> None:
+    """Accepted solutions with other names, without annotations and comments: the same form again."""
+    rows = [json.loads(line) for line in (DATA / "leetcode_solutions.jsonl").read_text().splitlines()]
+    for source in (row["solution"] for row in rows):
+        renamed = ast.unparse(ast.fix_missing_locations(normal_tree(source)))
+        assert renamed != source and normal_program(renamed) == normal_program(source)
+
+
+def test_normalised_programs_do_what_they_did() -> None:
+    for line in (DATA / "humanevalplus_mini.jsonl").read_text().splitlines():
+        task = json.loads(line)
+        source = task["prompt"] + task["canonical_solution"]
+        place = [d.name for d in ast.parse(source).body if isinstance(d, ast.FunctionDef)].index(task["entry_point"])
+        tree = ast.fix_missing_locations(normal_tree(source))
+        name = [d.name for d in tree.body if isinstance(d, ast.FunctionDef)][place]
+        before, after = {}, {}
+        exec(source, before)
+        exec(compile(tree, "normalised", "exec"), after)
+        assert name != task["entry_point"]
+        for arguments in task["base_input"]:
+            given = copy.deepcopy(arguments), copy.deepcopy(arguments)
+            assert after[name](*given[0]) == before[task["entry_point"]](*given[1])
+
+
+@pytest.mark.skipif(REAL_DATA is None, reason="FLOWRL_REAL_DATA names no directory of the real data sets")
+def test_the_calculations_that_gsm8k_marks_are_found_without_the_marks() -> None:
+    with gzip.open(Path(REAL_DATA) / "gsm8k" / "test.jsonl.gz", "rt") as lines:
+        answers = [json.loads(line)["answer"] for line in lines]
+    marked = [(equations(answer), mark) for answer in answers for mark in re.findall(r"<<([^<>]*)>>", answer)]
+    found = [equations(mark) <= given for given, mark in marked]
+    assert len(marked) == 4282 and np.mean(found) > 0.87

@@ -216,6 +216,22 @@ def test_measures_rank_like_the_judge_on_samples_of_known_diversity(
     assert "judge            self_bleu        +1.00 (3)" in capsys.readouterr().out
 
 
+def test_a_judge_without_a_benchmark_to_judge_is_refused(
+    tmp_path: Path, server: JudgeServer, key: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = write_evaluation(tmp_path / "run", {"math500": {"a": _aime(15)}})
+    assert _judge(directory, server.url) == (2, {})
+    assert "nothing to judge: judge_benchmarks=aime2024,aime2025" in capsys.readouterr().err
+    assert _judge(directory, server.url, "judge_benchmarks=math500")[0] == 0 and server.requests
+
+
+def test_ranking_needs_a_benchmark_in_common(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_evaluation(tmp_path / name, {name: {"p": _aime(4)}}) for name in ("aime2024", "aime2025")]
+    assert main([*map(str, runs), "embedding=none"]) == 0
+    assert ranking.main([*map(str, runs)]) == 2
+    assert "no benchmark in common" in capsys.readouterr().err
+
+
 def test_ranking_without_a_judge_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = write_evaluation(tmp_path / "run", {"aime2024": {f"p{i}": _aime(3 * i) for i in range(4)}})
     assert main([str(directory), "embedding=none"]) == 0

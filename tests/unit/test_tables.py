@@ -56,12 +56,14 @@ def test_every_benchmark_has_a_title() -> None:
 def test_cells() -> None:
     found = {
         "livecodebench": benchmark_summary({"a": 4, "b": 0}, 16),
-        "codeforces": {"rating": 1500.0, "percentile": 80},
+        "codeforces": {"rating": 1500.0, "percentile": 0.8},
     }
     assert cell(found, "livecodebench").value == pytest.approx(12.5)
     assert cell(found, "livecodebench:pass@16").value == pytest.approx(50.0)
     assert per_problem(found, "livecodebench:pass@16") == {"a": 100.0, "b": 0.0}
     assert per_problem(found, "livecodebench") == {"a": 25.0, "b": 0.0}
+    assert cell(found, "codeforces:percentile") == Cell(80.0)
+    assert cell({"codeforces": {"rating": None, "percentile": None}}, "codeforces:percentile") == Cell()
     assert cell(found, "codeforces:rating") == Cell(1500.0) and per_problem(found, "codeforces:rating") is None
     for gone in ("aime2024", "livecodebench:pass@64"):
         assert cell(found, gone) == Cell() and per_problem(found, gone) is None

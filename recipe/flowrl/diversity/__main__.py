@@ -18,7 +18,8 @@ from recipe.flowrl.diversity.embeddings import Embed, Embedder, remembering
 from recipe.flowrl.diversity.evaluation import Evaluation, Samples, kind_of, read_evaluation
 from recipe.flowrl.diversity.judge import Judge
 from recipe.flowrl.diversity.judging import JudgeOptions, ask, questions, report
-from recipe.flowrl.diversity.measures import MEASURES, POPULATIONS, collect, measure_problem, summarise
+from recipe.flowrl.diversity.lines import lines
+from recipe.flowrl.diversity.measures import POPULATIONS, collect, measure_problem, summarise
 from recipe.flowrl.diversity.options import KEY_VARIABLE, Options, parse
 from recipe.flowrl.errors import UserError, exit_status_of
 from recipe.flowrl.files import write_json
@@ -65,45 +66,6 @@ def measure(evaluation: Evaluation, options: Options, embed: Embed | None, conso
             benchmarks[name]["judge"] = _judged(evaluation, name, samples, options.judge, console)
     embedding = str(options.embedding) if options.embedding else None
     return {"protocol": evaluation.protocol, "embedding": embedding, "benchmarks": benchmarks}
-
-
-def lines(result: dict[str, Any]) -> list[str]:
-    """The table for the terminal: correct answers, at the largest number of draws that half of the problems allow."""
-    rows = []
-    for name, benchmark in result["benchmarks"].items():
-        m = common_draws(benchmark["summary"]["correct"], benchmark["problems"])
-        rows.append(f"{name}: {POPULATIONS['correct']}" + (f", {m} of each problem" if m else ": too few to compare"))
-        for measure_name, by_draws in benchmark["summary"]["correct"].items():
-            if m in by_draws:
-                rows.append(f"  {MEASURES[measure_name].title:<32} {_with_interval(by_draws[m])}")
-        if "judge" in benchmark:
-            rows += _judge_lines(benchmark["judge"])
-    return rows
-
-
-def common_draws(summary: dict[str, Any], problems: int) -> str | None:
-    """The largest m for which at least half of the problems that have two answers have m; None if none has two."""
-    by_draws = next(iter(summary.values()), {})
-    least = 0.5 * max((entry["problems"] for entry in by_draws.values()), default=0)
-    fitting = [int(m) for m, entry in by_draws.items() if entry["problems"] >= least]
-    return str(max(fitting)) if fitting else None
-
-
-def _judge_lines(judge: dict[str, Any]) -> list[str]:
-    rows = []
-    for population, title in POPULATIONS.items():
-        found = judge["populations"][population]
-        score = _with_interval(found) if "value" in found else "no score"
-        errors = ", ".join(f"{count} x {what}" for what, count in found["errors"].items()) or "none"
-        agreed = found["agreement"]
-        repeats = "" if agreed["exact"] is None else f"; repeats agree {agreed['exact']:.0%}"
-        repeats += "" if agreed["alpha"] is None else f", alpha {agreed['alpha']:.2f}"
-        rows.append(
-            f"  judge, {title:<25} {score}; errors: {errors}; {found['contradict_themselves']} contradict themselves; "
-            f"{found['too_few_responses']} problems with too few{repeats}"
-        )
-    cost = "" if judge["cost"] is None else f", {judge['cost']:.4f} in the price's currency"
-    return [*rows, f"  judge: {judge['prompt_tokens']} + {judge['completion_tokens']} tokens{cost}"]
 
 
 def _each_problem(
@@ -159,16 +121,16 @@ def _teller(console: RunConsole, what: str) -> Callable[[int, int], None]:
 def _names(evaluation: Evaluation, options: Options) -> list[str]:
     """The benchmarks to measure. Raises UserError if the evaluation lacks one."""
     names = list(options.benchmarks or evaluation.benchmarks)
+    if options.judge and not set(names) & set(options.judge_benchmarks):
+        asked = ",".join(options.judge_benchmarks)
+        raise UserError(
+            f"{evaluation.directory}: nothing to judge: judge_benchmarks={asked}, measured: {','.join(names)}"
+        )
     for name in names:
         kind_of(name)
         if name not in evaluation.benchmarks:
             raise UserError(f"{evaluation.directory}: no {name} in it; it has {', '.join(evaluation.benchmarks)}")
     return names
-
-
-def _with_interval(entry: dict[str, Any]) -> str:
-    low, high = entry["interval"]
-    return f"{entry['value']:.3f} [{low:.3f}, {high:.3f}], {entry['problems']} problems"
 
 
 if __name__ == "__main__":

@@ -13,10 +13,26 @@ from recipe.flowrl.rewards.equivalence import number
 _LONGEST_SIDE = 200
 """Characters of an equation's side; longer ones are prose that an equals sign ended up in."""
 
-_PLAIN = {r"\times": "*", r"\cdot": "*", r"\div": "/", "×": "*", "÷": "/", "−": "-", r"\left": "", r"\right": ""}
+_PLAIN = {
+    r"\times": "*",
+    r"\cdot": "*",
+    r"\div": "/",
+    "×": "*",
+    "÷": "/",
+    "−": "-",
+    "–": "-",
+    r"\left": "",
+    r"\right": "",
+}
 _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 _DELIMITERS = re.compile(r"\\[()\[\]]|\\?\$|<<[^<>]*>>|\*\*")
 """Around mathematics, and GSM8K's calculator annotations, which repeat what stands beside them."""
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_TIMES = re.compile(r"(?<=[\d)])\s*[xX]\s*(?=[\d(])")
+_ZEROS = re.compile(r"(?<=\d)\.0+(?!\d)|(?<=\.\d)0+(?!\d)|(?<=\.\d[1-9])0+(?!\d)")
+_UNIT = re.compile(r"(?<=\d)(?:(?:\s*/\s*|\s+)[A-Za-z]{2,}){1,3}(?=\s*[-+*/=])")
+"""Of a number within an equation: ``20 packets * 40/packet = ...``."""
+_OPERATORS = "+-*/^(){}_\\&|"
 _EQUALS = re.compile(r"(?<![=<>!])=(?!=)")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _SYMBOL = re.compile(r"[0-9+*/^(){}\\_\-]|^[A-Za-z]$")
@@ -48,6 +64,7 @@ def equations(text: str) -> frozenset[str]:
     for latex, plain in _PLAIN.items():
         text = text.replace(latex, plain)
     text = _FRACTION.sub(r"(\1)/(\2)", _DELIMITERS.sub(" ", text))
+    text = _UNIT.sub("", _TIMES.sub(" * ", _ZEROS.sub("", _THOUSANDS.sub("", text))))
     found = set()
     for line in text.splitlines():
         sides = _EQUALS.split(line)
@@ -87,7 +104,7 @@ def _end_of(text: str) -> str:
     """The mathematics that ``text`` ends with; the last word if it ends with one, which is then a variable's name."""
     kept: list[str] = []
     for token in reversed(text.split()):
-        if not _is_symbolic(token) or (kept and token[-1] in ",;:.!?"):
+        if not _is_symbolic(token) or (kept and (token[-1] in ",;:.!?" or not _joined(token, kept[-1]))):
             break
         kept.append(token)
     return " ".join(reversed(kept)) or " ".join(text.split()[-1:])
@@ -97,12 +114,17 @@ def _start_of(text: str) -> str:
     """The mathematics that ``text`` begins with."""
     kept: list[str] = []
     for token in text.split():
-        if not _is_symbolic(token):
+        if not _is_symbolic(token) or (kept and not _joined(kept[-1], token)):
             break
         kept.append(token.rstrip(",;:.!?"))
         if kept[-1] != token:
             break
     return " ".join(kept)
+
+
+def _joined(left: str, right: str) -> bool:
+    """Whether an operator, a bracket or a command stands between two tokens: ``40 a`` are two things."""
+    return left[-1] in _OPERATORS or right[0] in _OPERATORS or "\\" in left + right
 
 
 def _is_symbolic(token: str) -> bool:

@@ -13,12 +13,16 @@ def normal_program(source: str) -> str | None:
     names that the program doesn't bind (builtins) keep theirs. Imports for annotations are left out.
     """
     try:
-        tree = ast.parse(source)
-        tree = _Strip().visit(tree)
-        _Rename().visit(tree)
-        return ast.dump(tree)
+        return ast.dump(normal_tree(source))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+
+
+def normal_tree(source: str) -> ast.Module:
+    """The program behind :func:`normal_program`. Raises SyntaxError, ValueError and what else :mod:`ast` may."""
+    tree = _Strip().visit(ast.parse(source))
+    _Rename().visit(tree)
+    return tree
 
 
 class _Strip(ast.NodeTransformer):

@@ -39,6 +39,8 @@ def main(arguments: list[str]) -> int:
         hint = "python -m recipe.flowrl.diversity makes it"
         results = {str(path): read_json(path / "diversity.json", hint) for path in directories}
         found = rank(results, population)
+        if not found:
+            raise UserError("the evaluations have no benchmark in common")
         if "out" in given:
             write_json(Path(given["out"]), found, indent=1)
         print("\n".join(_lines(found)))

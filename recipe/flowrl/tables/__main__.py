@@ -13,26 +13,15 @@ from pathlib import Path
 
 from recipe.flowrl.errors import UserError, exit_status_of
 from recipe.flowrl.files import write_text
-from recipe.flowrl.reporting.page import Section, Table, svg, write_page
-from recipe.flowrl.tables import figures
-from recipe.flowrl.tables.blocks import Block, health_blocks, paired_blocks, paper_blocks
-from recipe.flowrl.tables.diversity_blocks import (
-    compared,
-    diversity_blocks,
-    diversity_key,
-    judge_block,
-    measured,
-)
+from recipe.flowrl.tables.blocks import health_blocks, paired_blocks, paper_blocks
+from recipe.flowrl.tables.diversity_blocks import diversity_blocks, judge_block
+from recipe.flowrl.tables.page import write_tables_page
 from recipe.flowrl.tables.protocols import parse_allowed
-from recipe.flowrl.tables.published import PROTOCOL, published_tables
-from recipe.flowrl.tables.render import csv_text, header, latex, markdown, texts
+from recipe.flowrl.tables.published import published_tables
+from recipe.flowrl.tables.render import csv_text, latex, markdown
 from recipe.flowrl.tables.systems import System, parse
 
 _KEYS = ("out", "allow", "reference")
-_INTRO = (
-    "Accuracies in percent with 95% intervals, bootstrap over problems; the paper's figures have none. – is missing."
-)
-_FACTS = ("suite", *PROTOCOL, "seed", "grader", "date")
 
 
 def main(arguments: list[str]) -> int:
@@ -50,43 +39,12 @@ def main(arguments: list[str]) -> int:
         blocks = [*main_blocks, *paired, *diversity, *health_blocks(systems)]
         for name, text in (("md", markdown(blocks)), ("tex", latex(blocks)), ("csv", csv_text(blocks))):
             write_text(out / f"tables.{name}", text)
-        sections = [*_sections(systems, blocks), _evaluations(systems)]
-        write_page(out / "tables.html", "The paper's tables, ours beside them", _INTRO, sections)
+        write_tables_page(out / "tables.html", systems, blocks)
         print(markdown(blocks))
         print("\n".join(f"written: {out / f'tables.{name}'}" for name in ("md", "tex", "csv", "html")))
     except BaseException as error:
         return exit_status_of(error)
     return 0
-
-
-def _sections(systems: Sequence[System], blocks: Sequence[Block]) -> list[Section]:
-    drawn = {diversity_key(*of[:3]): of for of in compared(systems)}
-    sections = []
-    for block in blocks:
-        figure, notes = None, list(block.notes)
-        if block.key.startswith(("table", "group_", "log_z", "figure4")):
-            figure = figures.beside_figure(block)
-        elif block.key in drawn:
-            group, benchmark, population, m = drawn[block.key]
-            members = measured([system for system in systems if system.group == group], benchmark)
-            figure = figures.diversity_figure(members, benchmark, population, m)
-            notes.append(f"Left: solution forms against the number of answers. Right: all measures at {m} answers.")
-        elif block.key.startswith("paired_") and "diversity" not in block.key:
-            figure = figures.forest_figure(block)
-        table = Table(header(block), texts(block))
-        sections.append(Section(block.title, " ".join(notes), table, svg(figure) if figure else None))
-    for group in dict.fromkeys(system.group for system in systems):
-        figure = figures.pass_at_k_figure([system for system in systems if system.group == group])
-        sections.append(Section(f"{group}: pass@k", "Unbiased; bands are 95% intervals.", figure=svg(figure)))
-    return sections
-
-
-def _evaluations(systems: Sequence[System]) -> Section:
-    rows = [
-        [f"{system.group}/{system.name}", str(system.directory), *(str(system.protocol.get(f, "–")) for f in _FACTS)]
-        for system in systems
-    ]
-    return Section("Evaluations", "What ours are from.", Table(["", "directory", *_FACTS], rows))
 
 
 def _check_names(systems: Sequence[System], reference: str | None) -> None:

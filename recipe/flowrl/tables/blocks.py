@@ -20,8 +20,8 @@ OURS, PAPER, DIFFERENCE = "ours", "paper", "ours − paper"
 AVERAGE = "mean"
 _FIGURES_NOTE = (
     "The paper's figures are published without intervals; the intervals (95%, bootstrap over problems) are of ours "
-    "alone, and so are those of the differences. It doesn't say which files of the benchmarks it used, and graded with "
-    "its own scripts."
+    "alone, and so are those of the differences. Hashes of its benchmark files aren't published, and its own scripts "
+    "graded it."
 )
 
 

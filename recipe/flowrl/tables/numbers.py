@@ -60,7 +60,8 @@ def cell(benchmarks: Mapping[str, Mapping[str, Any]], column: str) -> Cell:
     if measure == "rating":
         return Cell(summary.get("rating"), *(summary.get("rating_interval") or (None, None)))
     if measure == "percentile":
-        return Cell(summary.get("percentile"))
+        share = summary.get("percentile")
+        return MISSING if share is None else Cell(100 * share)
     estimate = summary["pass_at_k"].get(measure.removeprefix("pass@")) if measure else summary["avg_at_n"]
     if estimate is None:
         return MISSING
