@@ -41,7 +41,7 @@ def launch(config: DictConfig) -> None:
     sigterm.handle()
     log_path = next_log(run_dir)
     try:
-        with sigterm.told_apart(), _output_into(log_path) as terminal, RunConsole(terminal) as console:
+        with sigterm.told_apart(), output_into(log_path) as terminal, RunConsole(terminal) as console:
             console.message(f"run directory: {run_dir}")
             console.message(f"log of verl, Ray and vLLM: {log_path}")
             if not _already_finished(config, console):
@@ -123,7 +123,7 @@ def _run_verl(config: DictConfig, sigterm: "Sigterm") -> None:
 
 
 @contextmanager
-def _output_into(log_path: Path) -> Iterator[TextIO]:
+def output_into(log_path: Path) -> Iterator[TextIO]:
     """Send this process's stdout and stderr, and so what Ray forwards, to a file; yields the terminal."""
     saved = os.dup(1), os.dup(2)
     with open(log_path, "a") as log:
