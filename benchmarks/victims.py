@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.machine import PROJECT
-from recipe.flowrl.run_dir import TRACKER
+from verl_ext.checkpoint_files import TRACKER
 from verl_ext.guardian import SYNC_SOCKETS
 from verl_ext.processes import descendants, runs, shared_memory_of
 

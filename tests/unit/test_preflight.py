@@ -556,6 +556,16 @@ def test_architectures(
     assert_clear(message, *parts)
 
 
+def test_a_context_that_vllm_cannot_prefill_whole(configure: Configure, tmp_path: Path) -> None:
+    """verl fails on it with a frozen field, once vLLM loads."""
+    path = write_model(tmp_path / "other", max_position_embeddings=131072)
+    changes = {"actor_rollout_ref.model.path": str(path)}
+    message = refusal(preflight.check, configure(changes))
+    assert_clear(message, "max_num_batched_tokens=8192", "131072 tokens", "actor_rollout_ref.rollout.max_model_len=96")
+    assert preflight.check(configure(changes | {"actor_rollout_ref.rollout.max_model_len": 96})) == []
+    assert preflight.check(configure(changes | {"actor_rollout_ref.rollout.enable_chunked_prefill": True})) == []
+
+
 @pytest.mark.parametrize(
     ("architecture", "part"),
     [({"vocab_size": 16}, "16 tokens, its tokenizer 8"), ({"max_position_embeddings": 64}, "96 tokens, but the model")],

@@ -129,7 +129,7 @@ def test_what_needs_an_accelerator_is_switched() -> None:
         f"{worker}.rollout.data_parallel_size": "2",
         f"{worker}.ref.fsdp_config.param_offload": "true",
     }
-    run = [f"{key}={value}" for key, value in asked.items()]
+    run = [f"{key}={value}" for key, value in asked.items()] + [f"{worker}.actor.ppo_max_token_len_per_gpu=5120"]
     real, rehearsal = rehearsed("experiment=math_7b", "cluster=1x8", *run)
     for key in asked:
         assert OmegaConf.select(real, key) and not (OmegaConf.select(rehearsal, key) or 0) > 1, key
@@ -240,6 +240,12 @@ def test_the_runs_own_tokenizer_is_taken(tmp_path: Path) -> None:
     assert (
         AutoTokenizer.from_pretrained(tmp_path / "model").get_vocab() == AutoTokenizer.from_pretrained(own).get_vocab()
     )
+
+
+def test_the_weight_sync_has_room_for_a_large_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Policy, "largest_tensor_megabytes", 40)
+    _, rehearsal = rehearsed("experiment=math_7b", "cluster=1x8")
+    assert rehearsal.actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes == 40
 
 
 def test_a_model_that_cannot_be_shrunk_is_refused(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def check_model(config: DictConfig, yet_to_be_made: Path | None = None) -> tuple
     _check_tokenizer(config, tokenizer)
     size = _check_weights(path)
     _check_attention(config, path, architecture)
+    _check_context(config, architecture)
     if size is not None and config.trainer.device == "cpu":
         _check_bucket(config, size)
     return size, [*_length_warnings(config, architecture), *_vocabulary_warnings(path, tokenizer, architecture)]
@@ -153,6 +154,18 @@ def _check_attention(config: DictConfig, path: Path, architecture: dict[str, Any
         raise UserError(
             f"{_KEY}: {path} has attention heads of size {size}; vLLM on a CPU takes "
             f"{', '.join(map(str, VLLM_CPU_HEAD_SIZES))}: choose another model"
+        )
+
+
+def _check_context(config: DictConfig, architecture: dict[str, Any]) -> None:
+    """verl would raise ``max_num_batched_tokens`` to the context length, in a configuration that it has frozen."""
+    rollout = config.actor_rollout_ref.rollout
+    context = rollout.max_model_len or architecture.get("max_position_embeddings") or 0
+    if rollout.name == "vllm" and not rollout.enable_chunked_prefill and context > rollout.max_num_batched_tokens:
+        raise UserError(
+            f"actor_rollout_ref.rollout.max_num_batched_tokens={rollout.max_num_batched_tokens} is less than the "
+            f"model's context of {context} tokens, and enable_chunked_prefill=false: set "
+            f"actor_rollout_ref.rollout.max_model_len={_longest(config)}, which the data needs"
         )
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from recipe.flowrl.export import export
+from recipe.flowrl.launch import output_into
+from recipe.flowrl.reporting.console import RunConsole
 from recipe.flowrl.reporting.load import load_run
-from recipe.flowrl.run_dir import TRACKER
+from verl_ext.checkpoint_files import TRACKER
 
 PROBABILITIES_AGREE = 1e-3
 """Rollout and trainer differ by less in float32, if both hold the same weights and see the same tokens."""
@@ -22,7 +24,13 @@ def export_and_load(run_dir: Path, output: Path) -> int:
     for signum, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         signal.signal(signum, handler)  # a launch ends with both ignored
     step = (run_dir / "checkpoints" / TRACKER).read_text().strip()
-    export(run_dir / "checkpoints" / f"global_step_{step}", output, "float32")
+    with output_into(run_dir / "logs" / "export.log") as terminal, RunConsole(terminal) as console:
+        with console.phase("exporting and loading the model"):
+            export(run_dir / "checkpoints" / f"global_step_{step}", output, "float32")
+            return _load(output)
+
+
+def _load(output: Path) -> int:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

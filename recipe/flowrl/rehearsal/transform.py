@@ -67,12 +67,14 @@ def settings(real: DictConfig, inputs: Inputs) -> Settings:
         real: the run's configuration, resolved.
         inputs: the model and the data that it gets instead of the run's.
     """
-    return {
+    groups = {
         "smaller": _sizes(real),
         "what goes in": _what_goes_in(real, inputs),
         "what comes out, each time anew": _places(real),
-        "without an accelerator": _platform(real),
     }
+    decided = {option for group in groups.values() for option in group}
+    platform = {option: value for option, value in _platform(real).items() if option not in decided}
+    return groups | {"without an accelerator": platform}
 
 
 def rehearsal_of(config: DictConfig, settings: Settings) -> DictConfig:
@@ -126,7 +128,7 @@ def _sizes(real: DictConfig) -> dict[str, Any]:
     updates = max(1, data.train_batch_size // actor.ppo_mini_batch_size)
     mini = max(1, min(actor.ppo_mini_batch_size, PROMPTS // updates))
     response = min(data.max_response_length, RESPONSE_TOKENS)
-    shorter = (data.max_prompt_length + response) / (data.max_prompt_length + data.max_response_length)
+    longest = data.max_prompt_length + response
     values = {
         "trainer.total_training_steps": STEPS,
         "trainer.save_freq": STEPS,
@@ -135,8 +137,8 @@ def _sizes(real: DictConfig) -> dict[str, Any]:
         "data.train_batch_size": updates * mini,
         f"{_ACTOR}.ppo_mini_batch_size": mini,
         "data.max_response_length": response,
-        f"{_ROLLOUT}.max_model_len": data.max_prompt_length + response,
-        "data.train_max_samples": _at_most(data.train_max_samples, TRAINING_ROWS),
+        f"{_ROLLOUT}.max_model_len": longest,
+        "data.train_max_samples": _at_most(data.train_max_samples, max(TRAINING_ROWS, STEPS * updates * mini)),
         "data.val_max_samples": _at_most(data.val_max_samples, VALIDATION_ROWS),
         f"{_ROLLOUT}.val_kwargs.n": min(rollout.val_kwargs.n, VALIDATION_SAMPLES),
     }
@@ -145,12 +147,18 @@ def _sizes(real: DictConfig) -> dict[str, Any]:
     if OmegaConf.select(real, "algorithm.filter_groups.enable"):
         # It would draw prompts until the policy, which knows nothing, is right about some of each group.
         values["algorithm.filter_groups.enable"] = False
-    return values | _micro_batches(real, updates * mini * rollout.n, mini * rollout.n, shorter)
+    return values | _micro_batches(real, updates * mini * rollout.n, mini * rollout.n, longest)
 
 
-def _micro_batches(real: DictConfig, sequences: int, mini_sequences: int, shorter: float) -> dict[str, Any]:
-    """Of a step and of a mini-batch: the run's size where it divides them; the token budget in proportion."""
-    values = {}
+def _micro_batches(real: DictConfig, sequences: int, mini_sequences: int, longest: int) -> dict[str, Any]:
+    """The run's size where it divides; token budgets in proportion to the longest sequence.
+
+    Args:
+        real: the run's configuration, resolved.
+        sequences, mini_sequences: the rehearsal's in a step and in a mini-batch.
+        longest: the rehearsal's prompt and response.
+    """
+    values, shorter = {}, longest / (real.data.max_prompt_length + real.data.max_response_length)
     passes = {
         f"{_ACTOR}.ppo": mini_sequences,
         f"{_ROLLOUT}.log_prob": sequences,
@@ -159,7 +167,8 @@ def _micro_batches(real: DictConfig, sequences: int, mini_sequences: int, shorte
     passes |= {"critic.ppo": mini_sequences, "critic.forward": sequences} if _has_critic(real) else {}
     for prefix, whole in passes.items():
         tokens = OmegaConf.select(real, f"{prefix}_max_token_len_per_gpu")
-        values[f"{prefix}_max_token_len_per_gpu"] = round(tokens * shorter)
+        # At least a sequence: in the run, several ranks may share one.
+        values[f"{prefix}_max_token_len_per_gpu"] = max(longest, round(tokens * shorter))
         size = OmegaConf.select(real, f"{prefix}_micro_batch_size_per_gpu")
         if size is not None:
             values[f"{prefix}_micro_batch_size_per_gpu"] = gcd(size, whole)
