@@ -137,16 +137,7 @@ def _run_verl(config: DictConfig, sigterm: "Sigterm") -> None:
 
 
 @contextmanager
-<<<<<<< HEAD
 def _shut_down_ray() -> Iterator[None]:
-=======
-def output_into(log_path: Path) -> Iterator[TextIO]:
-    """Send this process's stdout and stderr, and so what Ray forwards, to a file; yields the terminal."""
-    saved = os.dup(1), os.dup(2)
-    with open(log_path, "a") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
->>>>>>> rehearsal
     try:
         yield
     finally:

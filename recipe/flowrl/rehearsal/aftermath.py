@@ -6,9 +6,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from recipe.flowrl.export import export
-from recipe.flowrl.launch import output_into
 from recipe.flowrl.reporting.console import RunConsole
 from recipe.flowrl.reporting.load import load_run
+from recipe.flowrl.terminal import output_into
 from verl_ext.checkpoint_files import TRACKER
 
 PROBABILITIES_AGREE = 1e-3
