@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from recipe.flowrl.errors import UserError
 
@@ -161,7 +161,9 @@ def _check_context(config: DictConfig, architecture: dict[str, Any]) -> None:
     """verl would raise ``max_num_batched_tokens`` to the context length, in a configuration that it has frozen."""
     rollout = config.actor_rollout_ref.rollout
     context = rollout.max_model_len or architecture.get("max_position_embeddings") or 0
-    if rollout.name == "vllm" and not rollout.enable_chunked_prefill and context > rollout.max_num_batched_tokens:
+    # The engine is "missing" where no cluster was chosen.
+    is_vllm = OmegaConf.select(rollout, "name") == "vllm"
+    if is_vllm and not rollout.enable_chunked_prefill and context > rollout.max_num_batched_tokens:
         raise UserError(
             f"actor_rollout_ref.rollout.max_num_batched_tokens={rollout.max_num_batched_tokens} is less than the "
             f"model's context of {context} tokens, and enable_chunked_prefill=false: set "
