@@ -57,6 +57,8 @@ def _knows_keys(package: str) -> Callable[[list[str]], None]:
 
 
 def _evaluates(words: list[str]) -> None:
+    if not words:  # its name, in a sentence
+        return
     left_out = [] if any(word.startswith("model=") for word in words) else ["model=MODEL"]
     # contests= names a directory that must be there.
     parse_evaluation([*(word.replace("=STANDINGS", f"={PROJECT}") for word in words), *left_out])

@@ -34,6 +34,7 @@ RUNS += [("countdown_cpu", "cpu"), ("distribution", "cpu")]
 
 FOLLOWERS = {
     "actor_rollout_ref.actor.use_fused_kernels",
+    "actor_rollout_ref.nonfinite.directory",
     "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu",
     "actor_rollout_ref.rollout.n_gpus_per_node",
     "actor_rollout_ref.rollout.prometheus.served_model_name",
