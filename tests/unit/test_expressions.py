@@ -5,6 +5,7 @@ import operator
 import random
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from itertools import permutations, product
 
@@ -167,4 +168,14 @@ def test_the_solver_refuses_numbers_below_one(numbers: list[int]) -> None:
 
 def test_reasoning_gym_leaves_no_stand_in_behind() -> None:
     assert gym.countdown_score("1+2", (1, 2), 3) == 1.0
+    assert not [name for name in sys.modules if name.split(".")[0] == "reasoning_gym"]
+
+
+def test_the_first_scores_may_be_asked_for_at_the_same_time() -> None:
+    """verl's reward worker calls from threads; one that failed cost a rollout."""
+    gym._imported.cache_clear()
+    gym._scorer.cache_clear()
+    with ThreadPoolExecutor(16) as pool:
+        scores = list(pool.map(lambda _: gym.countdown_score("1+2", (1, 2), 3), range(64)))
+    assert scores == [1.0] * 64
     assert not [name for name in sys.modules if name.split(".")[0] == "reasoning_gym"]

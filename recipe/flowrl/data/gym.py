@@ -11,10 +11,12 @@ import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
 _PACKAGE = "reasoning_gym"
+_IMPORTING = Lock()
 
 
 def countdown_dataset(**options: Any) -> Any:
@@ -35,9 +37,14 @@ def _scorer() -> Any:
     return _factory().get_score_answer_fn("countdown")
 
 
-@lru_cache(maxsize=1)
 def _factory() -> ModuleType:
-    """The module ``reasoning_gym.factory``, with Countdown registered and nothing else."""
+    """The module ``reasoning_gym.factory``, with Countdown registered and nothing else. From any thread."""
+    with _IMPORTING:  # else another thread meets the stand-ins
+        return _imported()
+
+
+@lru_cache(maxsize=1)
+def _imported() -> ModuleType:
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.submodule_search_locations is None:
         raise ModuleNotFoundError("reasoning-gym is not installed: pip install --no-deps reasoning-gym==0.1.25")
