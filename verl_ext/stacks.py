@@ -42,4 +42,5 @@ def _dump(pid: int) -> str:
             return f"no stacks: py-spy took longer than {LIMIT_S:.0f} s"
         if done.returncode == 0:
             return done.stdout
-    return f"no stacks: {' '.join(done.stderr.split())}"
+    reason = done.stderr.partition("Stack backtrace")[0]  # py-spy's own
+    return f"no stacks: {' '.join(reason.split())}"

@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import psutil
@@ -63,14 +63,25 @@ class Member:
 
 
 def member(process: psutil.Process) -> Member | None:
-    """What ``process`` is in the run; None if the run doesn't need it, or it is gone."""
-    try:
+    """What ``process`` is in the run; None if the run doesn't need it, or it is gone.
+
+    A process that forks has a child with its own title until that child starts a program or ends: it isn't meant.
+    """
+    found = _by_title(process)
+    if found is not None:
+        with suppress(psutil.Error):
+            parent = process.parent()
+            if parent is not None and (above := _by_title(parent)) is not None and above.kind == found.kind:
+                return None
+    return found
+
+
+def _by_title(process: psutil.Process) -> Member | None:
+    with suppress(psutil.Error):
         title = (process.cmdline() or [""])[0]
-    except psutil.Error:
-        return None
-    for rank, (pattern, kind) in enumerate(KINDS.items()):
-        if match := re.match(pattern, title):
-            return Member(process, kind, match[1], rank)
+        for rank, (pattern, kind) in enumerate(KINDS.items()):
+            if match := re.match(pattern, title):
+                return Member(process, kind, match[1], rank)
     return None
 
 
@@ -103,7 +114,7 @@ class Supervisor:
         grace_s: float = GRACE_S,
     ) -> None:
         self._end, self._on_stall, self._watchdog_s, self._grace_s = end, on_stall, watchdog_s, grace_s
-        self._members: dict[int, Member] = {}
+        self._members: list[Member] = []
         self._deaths: list[Death] = []
         self._phase, self._progress = "starting", time.time()
         self._closing, self._failing_since = False, None
@@ -153,15 +164,15 @@ class Supervisor:
                 if now - since > (self._grace_s if self._failing_since is None else FAILING_GRACE_S):
                     return self._end(ProcessDied(str(self._deaths[0])))
             if self._watchdog_s is not None and now - self._progress > self._watchdog_s:
-                self._on_stall([m for m in self._members.values() if runs(m.process)])
+                self._on_stall([m for m in self._members if runs(m.process)])
                 return self._end(Stalled(f"no progress in {self._watchdog_s:g} s, in phase {self._phase!r}"))
 
     def _look(self) -> None:
         """Note who is there and who is no more."""
         with self._lock:
             alive = {process for process in descendants(psutil.Process()) if runs(process)}
-            gone = [self._members.pop(m.process.pid) for m in list(self._members.values()) if m.process not in alive]
+            gone = [m for m in self._members if m.process not in alive]
             deaths = [Death(lost, signal_that_ended(lost.process.pid), time.time()) for lost in gone]
             # Who was killed took along those that ended by themselves.
             self._deaths += sorted(deaths, key=lambda death: (death.signal is None, death.member.rank))
-            self._members |= {m.process.pid: m for m in map(member, alive) if m is not None}
+            self._members = [m for m in map(member, alive) if m is not None]

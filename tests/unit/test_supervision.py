@@ -135,6 +135,20 @@ def test_who_comes_and_goes_is_no_death(start: Start) -> None:
     assert watched.supervisor.fault_behind(RuntimeError("x")) is None
 
 
+def test_a_fork_of_a_worker_is_no_worker() -> None:
+    """It has the worker's title for as long as it runs no program of its own."""
+    forks = "import os, time\nfor _ in range(20):\n    os.fork() or (time.sleep(0.2), os._exit(0))\n    os.wait()"
+    worker = subprocess.Popen(["ray::WorkerDict", "-c", forks], executable=sys.executable)
+    watched = Watched()
+    try:
+        with watched.supervisor.watching():
+            assert not watched.called.wait(2)
+            assert [m.process.pid for m in watched.supervisor._members] == [worker.pid]
+    finally:
+        worker.kill()
+        worker.wait()
+
+
 def test_a_run_that_is_done_ends_its_own_processes(start: Start) -> None:
     storage, watched = start("ray::SimpleStorageUnit"), Watched()
     with watched.supervisor.watching():
@@ -197,7 +211,13 @@ def test_stacks_of_another_process() -> None:
         if stacks.startswith("no stacks: ") and "ermission" in stacks:
             pytest.skip(f"the kernel doesn't let py-spy look: {stacks}")
         assert innermost_frame(stacks).startswith("waits_here")
-        assert python_stacks([2**22 - 1])[2**22 - 1].startswith("no stacks: ")
+        native = subprocess.Popen(["sleep", "60"])
+        reason = python_stacks([native.pid])[native.pid]
+        native.kill()
+        native.wait()
+        assert reason.startswith("no stacks: Error: Failed to find python version")
+        assert innermost_frame(reason) == reason
+        assert len(reason) < 120
     finally:
         process.kill()
         process.wait()
