@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and directories that one process at a time writes to."""
 
 import fcntl
 import json
