@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and directories with one process that writes to them."""
+"""Files that appear whole or not at all, and directories that one process at a time writes to."""
 
 import fcntl
 from collections.abc import Iterator

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -126,7 +126,7 @@ def test_a_server_gives_the_samples_of_the_engine_here(server: str, whole: Path,
     assert sum(here[place] == there[place] for place in here) >= 0.98 * len(here)
 
 
-def test_a_checkpoint(flowrl_run: Run, launch: Callable[..., Run], tmp_path: Path) -> None:
+def test_a_checkpoint(flowrl_run: Run, tmp_path: Path) -> None:
     summary = evaluated(tmp_path, flowrl_run.checkpoint(4), "suite=countdown", "n=2", "problems=8", "temperature=1.0")
     assert summary["benchmarks"]["countdown"]["problems"] == 8
     assert summary["protocol"]["model"].endswith("global_step_4")

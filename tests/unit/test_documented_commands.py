@@ -106,9 +106,12 @@ def test_commands_are_found() -> None:
     assert len(commands()) > 30
 
 
-@pytest.mark.parametrize("target", re.findall(r"`?make ([a-z-]+)\b", "".join(p.read_text() for p in PAGES)))
+TARGETS = sorted(set(re.findall(r"(?:`|^)make ([a-z-]+)", "\n".join(page.read_text() for page in PAGES), re.M)))
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_target_of_make(target: str) -> None:
-    assert re.search(rf"^{target}:", (PROJECT / "Makefile").read_text(), re.M) or target == "it", target
+    assert re.search(rf"^{target}:", (PROJECT / "Makefile").read_text(), re.M), target
 
 
 def _table_overrides() -> list[str]:

@@ -4,35 +4,26 @@ import gzip
 import io
 import json
 import os
-import shutil
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from recipe.flowrl.data.code_tasks import code_task
-from recipe.flowrl.data.manifest import write_manifest
 from recipe.flowrl.data.parquet import prompt_row, write_rows
 from recipe.flowrl.data.sources import read_rows
 from recipe.flowrl.errors import UserError
-from recipe.flowrl.evaluate.__main__ import evaluate, main
+from recipe.flowrl.evaluate.__main__ import evaluate
 from recipe.flowrl.evaluate.benchmarks import load
 from recipe.flowrl.evaluate.contests import known_problems, problem_fingerprint
 from recipe.flowrl.evaluate.generation import Completion, Request, Sampling, request_seed
 from recipe.flowrl.evaluate.grading import grader_for
-from recipe.flowrl.evaluate.model import model_directory, model_fingerprint, model_name
-from recipe.flowrl.evaluate.options import Options, parse
+from recipe.flowrl.evaluate.options import Options
 from recipe.flowrl.evaluate.progress import Progress
 from recipe.flowrl.evaluate.records import Records
-from recipe.flowrl.evaluate.server import ServerEngine
-from recipe.flowrl.evaluate.vllm_engine import VLLMEngine
-from recipe.flowrl.files import alone_in
-from recipe.flowrl.models.tiny_qwen2 import TinyQwen2Config, build
 from recipe.flowrl.prepare_data import main as prepare_data
 from recipe.flowrl.reporting.console import RunConsole
 from recipe.flowrl.sandbox import bubblewrap
@@ -376,225 +367,6 @@ def test_large_records_span_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name in "abc":
         records.append([{"problem": name, "text": name * 50}])
     assert Records(tmp_path / "r.gz").by_problem == records.by_problem
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        ([], "model= is missing"),
-        (["model=m"], "suite= is missing"),
-        (["model=m", "suite=maths"], "suite=maths: must be 'math'"),
-        (["model=m", "suite=math", "n=0"], "n=0: must be an integer >= 1"),
-        (["model=m", "suite=math", "n=1.5"], "n=1.5"),
-        (["model=m", "suite=math", "temperature=-1"], "temperature=-1"),
-        (["model=m", "suite=math", "top_p=0"], r"top_p=0: must be a finite number in \(0, 1\]"),
-        (["model=m", "suite=math", "max_token=5"], "did you mean 'max_tokens'"),
-        (["model=m", "suite=math", "benchmarks=amc24"], "did you mean 'amc23'"),
-        (["model=m", "suite=math", "server=host:8000"], "must be a URL"),
-        (["model=m", "suite=math", "server=http://h/v1", "engine.dtype=float32"], "engine.dtype"),
-        (["model=m", "suite=math", "grade_only=yes"], "grade_only=yes"),
-        (["model=m", "suite=code", "sandbox=none"], "sandbox=none"),
-        (["model=m", "suite=code", "contests=/nowhere"], "contests=/nowhere: no such directory"),
-        (["model"], "expected KEY=VALUE"),
-    ],
-)
-def test_wrong_arguments(arguments: list[str], named: str) -> None:
-    with pytest.raises(UserError, match=named):
-        parse(arguments)
-
-
-def test_right_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLOWRL_CACHE", str(tmp_path))
-    given = parse("model=a/b suite=math benchmarks=amc23,math500 n=2 top_p=1 engine.tensor_parallel_size=4".split())
-    assert given == Options(
-        *("a/b", "math", ("amc23", "math500"), tmp_path / "math", Path("outputs/evaluation/b/math")),
-        n=2,
-        top_p=1.0,
-        engine={"tensor_parallel_size": 4},
-    )
-    assert parse(["model=m", "suite=countdown"]).max_tokens == 32
-    assert parse(["model=m", "suite=math"]).max_tokens == 8192
-
-
-def test_missing_data_says_how_to_make_it(options: Options, data: Path) -> None:
-    with pytest.raises(UserError, match=r"prepare_data math --out .*benchmarks=amc23,math500"):
-        load("math", ("amc23", "math500", "minerva"), data)
-
-
-def test_data_that_changed_since_it_was_prepared(data: Path) -> None:
-    write_manifest(data, {"test_amc23.parquet": 4})
-    write_rows(data / "test_amc23.parquet", [prompt_row("amc23", "math", "1+1", "2", 0, "test")])
-    with pytest.raises(UserError, match="SHA-256 differs"):
-        load("math", ("amc23",), data)
-
-
-@pytest.mark.parametrize(
-    ("rows", "named"),
-    [
-        ([{"prompt": "text"}], "not in verl's schema"),
-        ([prompt_row("amc23", "math", "p", "1", 0, "test")] * 2, "same index"),
-    ],
-)
-def test_data_in_another_form(tmp_path: Path, rows: list[dict], named: str) -> None:
-    write_rows(tmp_path / "test_amc23.parquet", rows)
-    with pytest.raises(UserError, match=named):
-        load("math", ("amc23",), tmp_path)
-
-
-def test_one_evaluation_at_a_time(tmp_path: Path) -> None:
-    with alone_in(tmp_path), pytest.raises(UserError, match="another process"):
-        with alone_in(tmp_path):
-            pass
-    with alone_in(tmp_path):
-        pass
-
-
-@pytest.mark.parametrize(
-    ("model", "name"),
-    [
-        ("Qwen/Qwen2.5-7B", "Qwen2.5-7B"),
-        ("/models/mine/", "mine"),
-        ("outputs/countdown_cpu/flowrl/checkpoints/global_step_40", "countdown_cpu-flowrl-global_step_40"),
-        ("outputs/countdown_cpu/flowrl/checkpoints/global_step_40/actor", "countdown_cpu-flowrl-global_step_40"),
-        ("..", "model"),
-    ],
-)
-def test_names_of_models(model: str, name: str) -> None:
-    assert model_name(model) == name
-
-
-def test_a_model_that_changed_is_another_model(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    before = model_fingerprint(str(tmp_path))
-    (tmp_path / "config.json").write_text("{ }")
-    assert before != model_fingerprint(str(tmp_path))
-    assert model_fingerprint("org/name") is None
-
-
-@pytest.mark.parametrize("model", ["nowhere", "/nowhere/at/all", "a/b/c"])
-def test_a_model_that_is_not_there(model: str) -> None:
-    with pytest.raises(UserError, match="is not there"), model_directory(model):
-        pass
-
-
-def test_a_directory_without_a_model(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no config.json"), model_directory(str(tmp_path)):
-        pass
-    (tmp_path / "config.json").write_text("{}")
-    with model_directory(str(tmp_path)) as directory:
-        assert directory == str(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("tiny")
-    build(directory, TinyQwen2Config(hidden_size=64, intermediate_size=64, layers=1, heads=2))
-    return directory
-
-
-def test_a_response_longer_than_the_model_has_positions(tiny_model: Path) -> None:
-    with pytest.raises(UserError, match=r"has \d+ tokens and the model 256 positions: at most max_tokens=2\d\d"):
-        VLLMEngine(str(tiny_model), ["1 2 -> 3"], 8192, {})
-
-
-def test_a_model_without_a_chat_template(tiny_model: Path, tmp_path: Path) -> None:
-    bare = shutil.copytree(tiny_model, tmp_path / "bare")
-    (bare / "chat_template.jinja").unlink()
-    with pytest.raises(UserError, match="no chat template"):
-        VLLMEngine(str(bare), ["1 2 -> 3"], 8, {})
-
-
-class _Server(BaseHTTPRequestHandler):
-    """OpenAI's interface as far as it is used; says what it was asked."""
-
-    owner = "vllm"
-    reason = "stop"
-
-    def do_GET(self) -> None:
-        self._reply({"object": "list", "data": [{"id": "m", "object": "model", "created": 0, "owned_by": self.owner}]})
-
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        message = {"role": "assistant", "content": json.dumps(asked)}
-        choice = {"index": 0, "finish_reason": self.reason, "message": message}
-        usage = {"prompt_tokens": 1, "completion_tokens": 7, "total_tokens": 8}
-        self._reply(
-            {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
-        )
-
-    def _reply(self, content: dict) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Nothing to say."""
-
-
-@pytest.fixture
-def server() -> Iterator[tuple[str, type[_Server]]]:
-    handler = type("Handler", (_Server,), {})
-    http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{http.server_port}/v1", handler
-    http.shutdown()
-
-
-def ask(url: str, options: Options) -> list[tuple[Request, Completion]]:
-    problems = load("math", ("amc23",), options.data)[0].problems
-    requests = [Request(problem, sample, 100 + sample) for problem in problems for sample in range(2)]
-    return list(ServerEngine(url, "m", 4).generate(requests, Sampling(0.6, 0.95, 50)))
-
-
-def test_what_a_server_is_asked(server: tuple[str, type[_Server]], options: Options) -> None:
-    """Each sample with its seed; and a model's own sampling defaults are switched off."""
-    replies = ask(server[0], options)
-    assert len(replies) == 8
-    for request, completion in replies:
-        assert completion.tokens == 7 and completion.finish_reason == "stop"
-        assert json.loads(completion.text) == {
-            "model": "m",
-            "messages": [{"role": "user", "content": request.problem.prompt}],
-            "temperature": 0.6,
-            "top_p": 0.95,
-            "max_tokens": 50,
-            "seed": request.seed,
-            "top_k": -1,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-        }
-
-
-def test_fields_that_only_some_servers_know(server: tuple[str, type[_Server]], options: Options) -> None:
-    server[1].owner = "somebody"
-    assert "top_k" not in json.loads(ask(server[0], options)[0][1].text)
-
-
-def test_a_response_that_was_filtered_is_an_error(server: tuple[str, type[_Server]], options: Options) -> None:
-    server[1].reason = "content_filter"
-    with pytest.raises(UserError, match="content_filter"):
-        ask(server[0], options)
-
-
-def test_a_server_without_the_model(server: tuple[str, type[_Server]]) -> None:
-    with pytest.raises(UserError, match="model=other: not on .* which has m"):
-        ServerEngine(server[0], "other", 1)
-
-
-def test_no_server() -> None:
-    with pytest.raises(UserError, match="APIConnectionError"):
-        ServerEngine("http://127.0.0.1:9/v1", "m", 1)
-
-
-def test_the_command(server: tuple[str, type[_Server]], data: Path, tmp_path: Path, capfd: Any) -> None:
-    arguments = ["model=m", "suite=math", "benchmarks=amc23", f"data={data}", f"out={tmp_path / 'out'}", "n=2"]
-    assert main([*arguments, f"server={server[0]}"]) == 0
-    assert "amc23" in capfd.readouterr().out
-    assert main([*arguments, f"server={server[0]}", "n=3"]) == 2
-    assert "another protocol (n: 2 there, 3 now)" in capfd.readouterr().err
 
 
 @pytest.mark.skipif(REAL_DATA is None, reason="FLOWRL_REAL_DATA names no directory of the real data sets")

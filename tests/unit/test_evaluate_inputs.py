@@ -1,0 +1,151 @@
+"""What an evaluation is given: arguments, prepared data, models."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from recipe.flowrl.data.manifest import write_manifest
+from recipe.flowrl.data.parquet import prompt_row, write_rows
+from recipe.flowrl.errors import UserError
+from recipe.flowrl.evaluate.benchmarks import load
+from recipe.flowrl.evaluate.model import model_directory, model_fingerprint, model_name
+from recipe.flowrl.evaluate.options import Options, parse
+from recipe.flowrl.evaluate.vllm_engine import VLLMEngine
+from recipe.flowrl.files import alone_in
+from recipe.flowrl.models.tiny_qwen2 import TinyQwen2Config, build
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """The directory of a benchmark of four problems."""
+    directory = tmp_path / "data"
+    rows = [prompt_row("amc23", "math", f"{index}+1", str(index + 1), index, "test") for index in range(4)]
+    write_rows(directory / "test_amc23.parquet", rows)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "model= is missing"),
+        (["model=m"], "suite= is missing"),
+        (["model=m", "suite=maths"], "suite=maths: must be 'math'"),
+        (["model=m", "suite=math", "n=0"], "n=0: must be an integer >= 1"),
+        (["model=m", "suite=math", "n=1.5"], "n=1.5"),
+        (["model=m", "suite=math", "temperature=-1"], "temperature=-1"),
+        (["model=m", "suite=math", "top_p=0"], r"top_p=0: must be a finite number in \(0, 1\]"),
+        (["model=m", "suite=math", "max_token=5"], "did you mean 'max_tokens'"),
+        (["model=m", "suite=math", "benchmarks=amc24"], "did you mean 'amc23'"),
+        (["model=m", "suite=math", "server=host:8000"], "must be a URL"),
+        (["model=m", "suite=math", "server=http://h/v1", "engine.dtype=float32"], "engine.dtype"),
+        (["model=m", "suite=math", "grade_only=yes"], "grade_only=yes"),
+        (["model=m", "suite=code", "sandbox=none"], "sandbox=none"),
+        (["model=m", "suite=code", "contests=/nowhere"], "contests=/nowhere: no such directory"),
+        (["model"], "expected KEY=VALUE"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        parse(arguments)
+
+
+def test_right_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWRL_CACHE", str(tmp_path))
+    given = parse("model=a/b suite=math benchmarks=amc23,math500 n=2 top_p=1 engine.tensor_parallel_size=4".split())
+    assert given == Options(
+        *("a/b", "math", ("amc23", "math500"), tmp_path / "math", Path("outputs/evaluation/b/math")),
+        n=2,
+        top_p=1.0,
+        engine={"tensor_parallel_size": 4},
+    )
+    assert parse(["model=m", "suite=countdown"]).max_tokens == 32
+    assert parse(["model=m", "suite=math"]).max_tokens == 8192
+
+
+def test_missing_data_says_how_to_make_it(data: Path) -> None:
+    with pytest.raises(UserError, match=r"prepare_data math --out .*benchmarks=amc23$"):
+        load("math", ("amc23", "minerva"), data)
+
+
+def test_data_that_changed_since_it_was_prepared(data: Path) -> None:
+    write_manifest(data, {"test_amc23.parquet": 4})
+    write_rows(data / "test_amc23.parquet", [prompt_row("amc23", "math", "1+1", "2", 0, "test")])
+    with pytest.raises(UserError, match="SHA-256 differs"):
+        load("math", ("amc23",), data)
+
+
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        ([{"prompt": "text"}], "not in verl's schema"),
+        ([prompt_row("amc23", "math", "p", "1", 0, "test")] * 2, "same index"),
+    ],
+)
+def test_data_in_another_form(tmp_path: Path, rows: list[dict], named: str) -> None:
+    write_rows(tmp_path / "test_amc23.parquet", rows)
+    with pytest.raises(UserError, match=named):
+        load("math", ("amc23",), tmp_path)
+
+
+def test_one_evaluation_at_a_time(tmp_path: Path) -> None:
+    with alone_in(tmp_path), pytest.raises(UserError, match="another process"):
+        with alone_in(tmp_path):
+            pass
+    with alone_in(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("Qwen/Qwen2.5-7B", "Qwen2.5-7B"),
+        ("/models/mine/", "mine"),
+        ("outputs/countdown_cpu/flowrl/checkpoints/global_step_40", "countdown_cpu-flowrl-global_step_40"),
+        ("outputs/countdown_cpu/flowrl/checkpoints/global_step_40/actor", "countdown_cpu-flowrl-global_step_40"),
+        ("..", "model"),
+    ],
+)
+def test_names_of_models(model: str, name: str) -> None:
+    assert model_name(model) == name
+
+
+def test_a_model_that_changed_is_another_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    before = model_fingerprint(str(tmp_path))
+    (tmp_path / "config.json").write_text("{ }")
+    assert before != model_fingerprint(str(tmp_path))
+    assert model_fingerprint("org/name") is None
+
+
+@pytest.mark.parametrize("model", ["nowhere", "/nowhere/at/all", "a/b/c"])
+def test_a_model_that_is_not_there(model: str) -> None:
+    with pytest.raises(UserError, match="is not there"), model_directory(model):
+        pass
+
+
+def test_a_directory_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no config.json"), model_directory(str(tmp_path)):
+        pass
+    (tmp_path / "config.json").write_text("{}")
+    with model_directory(str(tmp_path)) as directory:
+        assert directory == str(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("tiny")
+    build(directory, TinyQwen2Config(hidden_size=64, intermediate_size=64, layers=1, heads=2))
+    return directory
+
+
+def test_a_response_longer_than_the_model_has_positions(tiny_model: Path) -> None:
+    with pytest.raises(UserError, match=r"has \d+ tokens and the model 256 positions: at most max_tokens=2\d\d"):
+        VLLMEngine(str(tiny_model), ["1 2 -> 3"], 8192, {})
+
+
+def test_a_model_without_a_chat_template(tiny_model: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(tiny_model, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match="no chat template"):
+        VLLMEngine(str(bare), ["1 2 -> 3"], 8, {})
