@@ -147,6 +147,7 @@ class Victim:
         while time.monotonic() - sent < 2 * LIMIT_S and (status is None or (guardian and runs(guardian))):
             status = self.process.poll()
             everyone += [new for new in descendants(main) if new not in everyone] if status is None else []
+            segments |= shared_memory_of(everyone)
             time.sleep(0.1)
         seconds = time.monotonic() - sent
         left = [f"process {p.pid}" for p in everyone if runs(p)]

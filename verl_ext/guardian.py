@@ -21,12 +21,15 @@ from typing import Any
 
 import psutil
 
-from verl_ext.processes import descendants, end, runs
+from verl_ext.processes import SHARED_MEMORY, descendants, end, runs, shared_memory_of
 
 RUN_ID = "VERL_EXT_RUN_ID"
 """Environment variable that all processes of a run on this machine share."""
 
 POLL_S = 1.0
+SYNC_MEMORY = "verl_weights_*"
+"""verl's shared memory of the weight sync. What removes it otherwise dies with the worker where Ray ends that."""
+
 SYNC_SOCKETS = "/tmp/rl-colocate-zmq-*-{run_id}-*"
 """verl's sockets of the weight sync; see ``verl_ext.rollout.run_unique_job_id``."""
 
@@ -92,12 +95,19 @@ class Guardian:
 
 
 def remove_files(directory: Path, keep_ray_logs: Path | None) -> None:
-    """Remove a run's directory of sockets, and its sockets elsewhere; Ray's logs are moved to ``keep_ray_logs``."""
+    """Remove a run's directory of sockets, its sockets elsewhere, and shared memory of weight syncs that nobody uses.
+
+    Ray's logs are copied to ``keep_ray_logs`` before.
+    """
     for logs in directory.glob("ray/session_*/logs") if keep_ray_logs else ():
         if not logs.parent.is_symlink():  # Ray's session_latest
             with suppress(OSError):
                 shutil.copytree(logs, keep_ray_logs, dirs_exist_ok=True, symlinks=True)
     shutil.rmtree(directory, ignore_errors=True)
+    mapped = shared_memory_of(psutil.process_iter())
+    for segment in set(SHARED_MEMORY.glob(SYNC_MEMORY)) - mapped:
+        with suppress(OSError):
+            segment.unlink()
     for socket in glob.glob(SYNC_SOCKETS.format(run_id=directory.name.removeprefix("verl-"))):
         with suppress(OSError):
             os.unlink(socket)

@@ -8,6 +8,7 @@ import argparse
 import os
 import pickle
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -98,7 +99,12 @@ def _replay_file(path: Path, config_path: Path) -> None:
     config = OmegaConf.load(config_path)
     environment = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
     os.environ.update({name: str(value) for name, value in environment.items()})  # before verl is imported
-    from verl_ext.nonfinite import load_batch
+    os.environ.setdefault("VERL_LOGGING_LEVEL", "ERROR")
+    with warnings.catch_warnings():  # verl's, of the engines that aren't installed
+        warnings.simplefilter("ignore")
+        from verl_ext.nonfinite import load_batch
+
+        loss_function = loss_of(config)
 
     try:
         batch = load_batch(path)
@@ -106,7 +112,7 @@ def _replay_file(path: Path, config_path: Path) -> None:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path} isn't a batch of a run: {reason}") from error
     print(f"step {batch['step']}, rank {batch['rank']}, gradient norm {batch['grad_norm']}")
-    for index, result in enumerate(replay(batch, loss_of(config))):
+    for index, result in enumerate(replay(batch, loss_function)):
         print(_describe(index, result))
 
 

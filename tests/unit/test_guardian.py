@@ -9,10 +9,14 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from multiprocessing import shared_memory
 from pathlib import Path
 
 import psutil
 import pytest
+
+from verl_ext.guardian import remove_files
+from verl_ext.processes import SHARED_MEMORY
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -148,3 +152,16 @@ def test_a_guardian_that_is_gone_is_replaced(runs: list[Run], tmp_path: Path) ->
     time.sleep(1.2)
     run.process.kill()
     assert run.left() == []
+
+
+def test_shared_memory_of_a_weight_sync_is_removed_once_nobody_uses_it(tmp_path: Path) -> None:
+    used = shared_memory.SharedMemory(name=f"verl_weights_used_{os.getpid()}", create=True, size=4096)
+    orphan = SHARED_MEMORY / f"verl_weights_orphan_{os.getpid()}"
+    orphan.write_bytes(b"x")
+    try:
+        remove_files(tmp_path / "verl-0", None)
+        assert not orphan.exists()
+        assert (SHARED_MEMORY / used.name).exists()
+    finally:
+        used.close()
+        used.unlink()
