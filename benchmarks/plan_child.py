@@ -5,14 +5,12 @@ interpreter and its libraries hold doesn't.
 """
 
 import gc
-import os
-import socket
 from typing import Any
 
 import torch
 
 from benchmarks.configuration import compose
-from benchmarks.update_child import overrides
+from benchmarks.update_child import be_the_only_rank, overrides
 from benchmarks.workload import Workload, make_batch
 
 AS_ON_GPUS = [
@@ -35,11 +33,7 @@ def measure(argument: dict[str, Any]) -> dict[str, Any]:
         part, at the ``moment`` of an update that takes most; ``resident``, parameters and optimizer before it. And the
         ``tokens`` of the micro-batch.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    be_the_only_rank()
     workload = Workload(**argument["workload"])
     tokens = make_batch(workload)["input_ids"].values().numel()
     one_micro_batch = [

@@ -27,6 +27,15 @@ def overrides(algo: str, workload: Workload, model: str) -> list[str]:
     ]
 
 
+def be_the_only_rank() -> None:
+    """Set what verl's workers read of a process group of one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+
+
 def measure(argument: dict[str, Any]) -> Any:
     """Time or memory of updates.
 
@@ -39,11 +48,7 @@ def measure(argument: dict[str, Any]) -> Any:
         Time: ``wall_s`` and ``cpu_s`` of each update. Memory, in bytes: resident when the worker is loaded, and the
         process's peak.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    be_the_only_rank()
     workload = Workload(**argument["workload"])
     if argument["kind"] == "time":
         return _times(workload, argument["model"], argument["order"], argument["warm_up"])

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ _THREADS = 8
 _CHUNK = 2**24
 
 
-def write_text(path: Path, text: str, durable: bool = False) -> None:
-    """Write ``text`` to ``path`` through a temporary name beside it; its directory is made.
+@contextmanager
+def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
+    """A temporary name beside ``path`` to write to, renamed to ``path`` if the block ends well and removed if not.
 
-    ``durable``: what is there afterwards is there after a power cut as well.
+    The directory is made. ``durable``: what is there afterwards is there after a power cut as well.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         if durable:
             flush(temporary)
         os.replace(temporary, path)
@@ -31,6 +33,12 @@ def write_text(path: Path, text: str, durable: bool = False) -> None:
             flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, durable: bool = False) -> None:
+    """Write ``text`` to ``path``, like :func:`replacing`."""
+    with replacing(path, durable) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any, indent: int | None = None, durable: bool = False) -> None:

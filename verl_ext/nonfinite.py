@@ -1,7 +1,6 @@
 """Updates whose loss or gradient isn't finite: skipped, counted, and after too many in a row kept for a replay."""
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +16,7 @@ from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from verl_ext.faults import NonFiniteError
+from verl_ext.files import replacing
 from verl_ext.reshard import ReshardingTrainingWorker
 
 STEP = "training_step"
@@ -75,7 +75,9 @@ class UpdateGuard:
         micro_batches, self._micro_batches = self._micro_batches, []
         if self._in_a_row >= self.max_in_a_row:
             path = Path(self.directory) / f"step_{step}_rank_{rank}.pt"
-            _write(path, {"step": step, "rank": rank, "grad_norm": grad_norm, "micro_batches": micro_batches})
+            batch = {"step": step, "rank": rank, "grad_norm": grad_norm, "micro_batches": micro_batches}
+            with replacing(path) as temporary:
+                torch.save(batch, temporary)
             raise NonFiniteError(
                 f"loss or gradient wasn't finite in {self._in_a_row} updates in a row, the last in step {step}; they "
                 f"were skipped; the last one's batch is in {path}"
@@ -157,11 +159,3 @@ def _plain(value: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
 
 def _unplain(value: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
     return torch.nested.as_nested_tensor(value, layout=torch.jagged) if isinstance(value, list) else value
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """The file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(content, temporary)
-    os.replace(temporary, path)

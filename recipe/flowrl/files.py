@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from recipe.flowrl.errors import UserError
-from verl_ext.files import write_json, write_text
+from verl_ext.files import replacing, write_json, write_text
 
-__all__ = ["alone_in", "write_json", "write_text"]
+__all__ = ["alone_in", "replacing", "write_json", "write_text"]
 
 
 @contextmanager

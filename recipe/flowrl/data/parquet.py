@@ -1,12 +1,13 @@
 """Rows of verl's parquet schema, and files that appear complete or not at all."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from recipe.flowrl.files import replacing
 
 
 def prompt_row(
@@ -27,11 +28,6 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     rows = list(rows)
     if not rows:
         raise ValueError(f"{path}: no rows to write")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows), temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path

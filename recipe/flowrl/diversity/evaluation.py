@@ -9,21 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from recipe.flowrl.errors import UserError
+from recipe.flowrl.evaluate.options import SUITES
 
 MATH, CODE, COUNTDOWN = "math", "code", "countdown"
-KINDS = {
-    "aime2024": MATH,
-    "aime2025": MATH,
-    "amc23": MATH,
-    "math500": MATH,
-    "minerva": MATH,
-    "olympiadbench": MATH,
-    "gsm8k": MATH,
-    "livecodebench": CODE,
-    "codeforces": CODE,
-    "humanevalplus": CODE,
-    "countdown": COUNTDOWN,
-}
+_OF_SUITE = {"math": MATH, "code": CODE, "gsm8k": MATH, "countdown": COUNTDOWN}
+KINDS = {benchmark: _OF_SUITE[suite] for suite, benchmarks in SUITES.items() for benchmark in benchmarks}
 """What an answer of each benchmark is."""
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from recipe.flowrl.files import write_text
 from recipe.flowrl.reporting import names
 from recipe.flowrl.reporting.catalogue import exist_per_puzzle, phases, sections
 from recipe.flowrl.reporting.figures import number, percent, thin
@@ -54,12 +55,7 @@ def write_report(run_dir: str | Path) -> Path:
     """
     run = load_run(run_dir)
     path = run.path / "report.html"
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(render(run).encode("utf-8"))
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_text(path, render(run))
     return path
 
 
