@@ -17,11 +17,12 @@ $(VENV)/.complete: requirements/cpu.lock requirements/install.py requirements/vl
 train: venv
 	$(VENV)/bin/python -m recipe.flowrl.main_flowrl experiment=countdown_cpu $(RUN)
 
-test: test-unit
-	$(VENV)/bin/python -m pytest
+# The stack and the engine one test at a time each, side by side; the unit tests where there is room.
+test: venv
+	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup
 
 test-unit: venv
-	$(VENV)/bin/python -m pytest -n 2 tests/unit
+	$(VENV)/bin/python -m pytest -n 3 tests/unit
 
 test-algorithms: venv
 	$(VENV)/bin/python -m pytest -m algorithms tests/stack/test_algorithms.py

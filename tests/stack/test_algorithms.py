@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, Run
+from runs import TINY, Run
 
 ALGORITHMS = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "configs" / "algo").glob("*.yaml"))
 SHORT = [*TINY, "trainer.val_before_train=false", "trainer.test_freq=-1"]

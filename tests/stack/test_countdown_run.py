@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, Run, finish, start
 from omegaconf import OmegaConf
+from runs import TINY, Run, finish, start
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_only
 

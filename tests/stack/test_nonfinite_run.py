@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import PROJECT, TINY, finish, start
+from runs import PROJECT, TINY, finish, start
 
 
 def test_updates_that_are_not_finite_end_the_run(prepared: None, tmp_path: Path) -> None:

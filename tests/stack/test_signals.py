@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import TINY, finish, start
+from runs import TINY, finish, start
 
 
 @pytest.mark.parametrize(

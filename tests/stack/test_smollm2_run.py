@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Run
+from runs import Run
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, TINY, Run
+from runs import PROJECT, TINY, Run
 
 ALGORITHMS = ("grpo", "reinforce_plus_plus")
 STUDY = ["study=countdown", f"algos={','.join(ALGORITHMS)}", "seeds=0", "steps=2", "puzzles=4", "samples=16", *TINY]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, Run
+from runs import PROJECT, Run
 
 CACHE = Path(os.environ.get("FLOWRL_CACHE", "~/.cache/flowrl")).expanduser()
 MODEL = CACHE / "tiny_qwen2"

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Run, finish, start
+from runs import Run, finish, start
 from transformers import AutoModelForCausalLM
 
 from recipe.flowrl.rehearsal.policy import PHRASES

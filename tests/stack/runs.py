@@ -1,0 +1,82 @@
+"""One launch of ``main_flowrl``, as small as it can be, and what it leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+TINY = [
+    "data.train_batch_size=8",
+    "data.val_max_samples=8",
+    "actor_rollout_ref.rollout.n=4",
+    "actor_rollout_ref.rollout.val_kwargs.n=2",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=8",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=16",
+    "trainer.total_training_steps=2",
+    "trainer.test_freq=2",
+    "trainer.save_freq=2",
+]
+"""A run of two small steps with a validation and a checkpoint at the end."""
+
+
+@dataclass
+class Run:
+    """A finished launch of ``main_flowrl``."""
+
+    run_dir: Path
+    status: int
+    output: str
+    seconds: float
+
+    @property
+    def metrics(self) -> dict[int, dict[str, float]]:
+        """Step -> its metrics; the last line of a step wins."""
+        lines = (self.run_dir / "metrics.jsonl").read_text().splitlines()
+        return {line["step"]: line for line in map(json.loads, lines)}
+
+    @property
+    def log(self) -> str:
+        return "\n".join(path.read_text(errors="replace") for path in sorted((self.run_dir / "logs").glob("*.log")))
+
+    def checkpoint(self, step: int) -> Path:
+        return self.run_dir / "checkpoints" / f"global_step_{step}"
+
+
+def start(run_dir: Path, *overrides: str, experiment: str = "countdown_cpu", **environment: str) -> subprocess.Popen:
+    """Start ``experiment`` with ``overrides`` in a process group of its own."""
+    command = [sys.executable, "-m", "recipe.flowrl.main_flowrl", f"experiment={experiment}", *overrides]
+    return subprocess.Popen(
+        [*command, f"run_dir={run_dir}"],
+        cwd=PROJECT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        # Of what a shell starts in the background SIGINT is ignored, and so it is of what that starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def finish(process: subprocess.Popen, run_dir: Path, timeout_s: float = 420) -> Run:
+    """Wait for a launch to end; one that doesn't is killed and fails the test."""
+    started = time.monotonic()
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        for descendant in [*psutil.Process(process.pid).children(recursive=True), process]:
+            descendant.kill()
+        output, _ = process.communicate()
+        pytest.fail(f"no end after {timeout_s} s:\n{output[-3000:]}")
+    return Run(run_dir, process.returncode, output, time.monotonic() - started)
