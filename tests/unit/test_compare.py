@@ -1,6 +1,10 @@
-"""Studies: pass@k against brute force, the bootstrap's coverage, sampling, the report, and wrong arguments."""
+"""Studies: pass@k against brute force, the bootstrap's coverage, sampling, the report, the order of the runs."""
 
+import io
 import json
+import threading
+import time
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -10,12 +14,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recipe.flowrl.compare.__main__ import main
+import recipe.flowrl.compare.__main__ as compare
+from recipe.flowrl.compare import evaluation
 from recipe.flowrl.compare.report import summary, write_report
 from recipe.flowrl.compare.statistics import bootstrap, pass_at_k, powers_of_two
-from recipe.flowrl.compare.studies import STUDIES
+from recipe.flowrl.compare.studies import STUDIES, Study
+from recipe.flowrl.errors import UserError
 from recipe.flowrl.models.sampling import sample, sequence_log_probs
 from recipe.flowrl.models.tiny_qwen2 import TinyQwen2Config, build
+from recipe.flowrl.reporting.console import RunConsole
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -127,6 +134,86 @@ def test_the_countdown_study_has_the_whole_field() -> None:
     ],
 )
 def test_bad_arguments(argument: str, part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([argument, f"dir={tmp_path}"]) == 2
+    assert compare.main([argument, f"dir={tmp_path}"]) == 2
     assert part in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+class Runs:
+    """Runs of a study that learn nothing; what was done, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, best: float = 1e-4, fails: str = ""):
+        self.trained: list[tuple[str, int, float]] = []
+        self.evaluated: list[Path] = []
+        self.fails, self.best, self.together, self.most = fails, best, 0, 0
+        self.lock, self.evaluating = threading.Lock(), threading.Lock()
+        monkeypatch.setattr(compare, "_train", self.train)
+        monkeypatch.setattr(compare, "_prepare", lambda study, console: (Path("base"), Path("puzzles")))
+        monkeypatch.setattr(evaluation, "evaluate", self.evaluate)
+        monkeypatch.setattr(evaluation, "final_checkpoint", lambda run_dir: run_dir)
+        monkeypatch.setattr(evaluation, "training_record", self.record)
+
+    def train(self, study: Any, variant: Any, seed: int, lr: float, run_dir: Path, console: Any) -> None:
+        with self.lock:
+            if run_dir.exists():  # main_flowrl leaves a finished run alone
+                return
+            self.trained.append((variant.name, seed, lr))
+            self.together += 1
+            self.most = max(self.most, self.together)
+        time.sleep(0.05)
+        run_dir.mkdir(parents=True)
+        with self.lock:
+            self.together -= 1
+        if variant.name == self.fails:
+            raise UserError(f"{variant.name} failed")
+
+    def evaluate(self, checkpoint: Path | None, *_: Any) -> dict[str, Any]:
+        assert self.evaluating.acquire(blocking=False), "one at a time"
+        time.sleep(0.02)
+        self.evaluated.append(checkpoint)
+        self.evaluating.release()
+        return measured([8], [2])
+
+    def record(self, run_dir: Path) -> dict[str, Any]:
+        solved = float(f"lr_{self.best:g}" in run_dir.parts)
+        return {"curves": {"solve_rate": [[1], [solved]]}, "grad_norm_max": 1.0, "non_finite_steps": []}
+
+
+def study_of(*algos: str, **changes: Any) -> Study:
+    variants = {algo: STUDIES["countdown"].variants[algo] for algo in algos}
+    return replace(STUDIES["countdown"], variants=variants, **changes)
+
+
+def run_it(study: Study, directory: Path) -> dict[str, Any]:
+    with RunConsole(io.StringIO()) as console:
+        compare.run_study(study, directory, console)
+    return json.loads((directory / "study.json").read_text())
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_runs_side_by_side(jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = Runs(monkeypatch)
+    found = run_it(study_of("flowrl", "grpo", seeds=(0, 1), jobs=jobs), tmp_path)
+    assert [seed for _, seed, _ in runs.trained] == [0, 0, 1, 1], "all variants of a seed before the next"
+    assert runs.most == jobs
+    assert len(runs.evaluated) == 5
+    assert {name: set(seeds) for name, seeds in found["runs"].items()} == dict.fromkeys(("flowrl", "grpo"), {"0", "1"})
+
+
+def test_a_sweep_uses_the_best_and_does_no_run_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = Runs(monkeypatch, best=3e-4)
+    found = run_it(study_of("grpo", seeds=(0, 1), lrs=(1e-4, 3e-4)), tmp_path)
+    assert runs.trained == [("grpo", 0, 1e-4), ("grpo", 0, 3e-4), ("grpo", 1, 3e-4)]
+    assert found["lr"] == {"grpo": 3e-4}
+    assert {run["lr"] for run in found["runs"]["grpo"].values()} == {3e-4}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_after_a_failure_no_run_is_begun(jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = Runs(monkeypatch, fails="flowrl")
+    with pytest.raises(UserError, match="flowrl failed"):
+        run_it(study_of("flowrl", "grpo", "rloo", "ppo", jobs=jobs), tmp_path)
+    assert len(runs.trained) <= jobs + 1, "one may have begun before the failure was known"
+    runs.fails = ""
+    found = run_it(study_of("grpo", "rloo", seeds=(0,)), tmp_path)
+    assert set(found["runs"]) == {"grpo", "rloo"}, "it goes on"

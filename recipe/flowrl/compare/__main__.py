@@ -1,16 +1,21 @@
-"""Runs a study: ``python -m recipe.flowrl.compare study=countdown [algos=a,b] [seeds=0,1,2] [dir=DIR]``.
+"""Runs a study: ``python -m recipe.flowrl.compare study=countdown [algos=a,b] [seeds=0,1,2] [jobs=N] [dir=DIR]``.
 
-Every run goes through ``main_flowrl``, one after another, and is measured when it ends. What is done is not done again,
-so the same command continues a study. ``DIR/study.json`` and ``DIR/report.html`` hold the outcome. ``steps=``,
-``lrs=`` (several: a sweep), ``puzzles=`` and ``samples=`` (of the evaluation) make a study smaller or larger; anything
-else is an override for Hydra, for every run.
+Every run goes through ``main_flowrl``, ``jobs=`` of them side by side, and is measured when it ends. What is done isn't
+done again, so the same command continues a study. ``DIR/study.json`` and ``DIR/report.html`` hold the outcome.
+``steps=``, ``lrs=`` (several: a sweep, of which the best is used), ``puzzles=`` and ``samples=`` (of the evaluation)
+make a study smaller or larger; anything else is an override for Hydra, for every run.
 """
 
+import contextlib
 import dataclasses
 import json
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +27,9 @@ from recipe.flowrl.files import write_json
 from recipe.flowrl.reporting.console import RunConsole, short_duration
 
 BASE = "base"
-_COUNTS = ("steps", "puzzles", "samples")
+EVALUATION = "evaluation.json"
+"""In the directory of a run that is done."""
+_COUNTS = ("steps", "puzzles", "samples", "jobs")
 LAST_STEPS = 10
 """Steps at the end of a run whose mean training solve rate chooses the learning rate."""
 
@@ -45,7 +52,7 @@ def run_study(study: Study, directory: Path, console: RunConsole) -> None:
     """Run what isn't done, seed by seed, so that a study that is cut off has all variants; write ``study.json``.
 
     Raises:
-        UserError: a training run failed.
+        UserError: a training run failed. Those beside it are waited for.
     """
     from recipe.flowrl.compare.evaluation import evaluate, final_checkpoint, training_record
 
@@ -54,22 +61,44 @@ def run_study(study: Study, directory: Path, console: RunConsole) -> None:
     if not base_file.exists():
         with console.phase("evaluating the base policy"):
             write_json(base_file, evaluate(None, base, puzzles, study.puzzles, study.samples))
-    lr = {name: _swept_lr(study, variant, directory, console) for name, variant in study.variants.items()}
-    todo = [(seed, variant) for seed in study.seeds for variant in study.variants.values()]
-    started, done_now = time.time(), 0
-    for index, (seed, variant) in enumerate(todo):
-        run_dir = directory / variant.name / f"seed_{seed}"
-        evaluation = run_dir / "evaluation.json"
-        if not evaluation.exists():
-            _train(study, variant, seed, lr[variant.name], run_dir, console)
-            with console.phase(f"evaluating {variant.name}, seed {seed}"):
-                measured = evaluate(final_checkpoint(run_dir), base, puzzles, study.puzzles, study.samples)
-                record = {"lr": lr[variant.name], "evaluation": measured, "training": training_record(run_dir)}
-                write_json(evaluation, record)
-            done_now += 1
-            left = (time.time() - started) / done_now * (len(todo) - index - 1)
-            console.message(f"{index + 1}/{len(todo)} runs done, ETA {short_duration(left)}")
-        write_json(directory / "study.json", _collect(study, directory, lr))
+    lr = _learning_rates(study, directory, console)
+    runs = [(seed, variant) for seed in study.seeds for variant in study.variants.values()]
+    done = [(_run_dir(directory, variant, lr, seed) / EVALUATION).exists() for seed, variant in runs]
+    todo = [run for run, is_done in zip(runs, done, strict=True) if not is_done]
+    # Torch's generator, which the samples are drawn from, is the process's.
+    started, one_at_a_time, ended = time.time(), threading.Lock(), 0
+
+    def carry_out(seed: int, variant: Variant) -> None:
+        nonlocal ended
+        run_dir = _run_dir(directory, variant, lr, seed)
+        _train(study, variant, seed, lr[variant.name], run_dir, console)
+        with one_at_a_time, console.phase(f"evaluating {variant.name}, seed {seed}"):
+            measured = evaluate(final_checkpoint(run_dir), base, puzzles, study.puzzles, study.samples)
+            record = {"lr": lr[variant.name], "evaluation": measured, "training": training_record(run_dir)}
+            write_json(run_dir / EVALUATION, record)
+            write_json(directory / "study.json", _collect(study, directory, lr))
+            ended += 1
+        left = (time.time() - started) / ended * (len(todo) - ended)
+        console.message(f"{len(runs) - len(todo) + ended}/{len(runs)} runs done, ETA {short_duration(left)}")
+
+    _side_by_side([partial(carry_out, *run) for run in todo], study.jobs)
+    write_json(directory / "study.json", _collect(study, directory, lr))
+
+
+def _side_by_side(tasks: Sequence[Callable[[], None]], jobs: int) -> None:
+    """Carry out ``tasks`` in their order, ``jobs`` at a time. After a failure none is begun; the first is raised."""
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for task in as_completed([pool.submit(task) for task in tasks]):
+                task.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _run_dir(directory: Path, variant: Variant, lr: dict[str, float], seed: int) -> Path:
+    """A run of a sweep stands where the run with the learning rate that was chosen does: it isn't done twice."""
+    return directory / variant.name / f"lr_{lr[variant.name]:g}" / f"seed_{seed}"
 
 
 def _prepare(study: Study, console: RunConsole) -> tuple[Path, Path]:
@@ -82,22 +111,36 @@ def _prepare(study: Study, console: RunConsole) -> tuple[Path, Path]:
     return Path(config.actor_rollout_ref.model.path), Path(config.data.val_files)
 
 
-def _swept_lr(study: Study, variant: Variant, directory: Path, console: RunConsole) -> float:
-    """The learning rate that trains best on the first seed; without runs if there is only one."""
+def _learning_rates(study: Study, directory: Path, console: RunConsole) -> dict[str, float]:
+    """Each variant's learning rate: that which trains best on the first seed; without runs if there is only one."""
     if len(study.lrs) == 1:
-        return study.lrs[0]
+        return dict.fromkeys(study.variants, study.lrs[0])
     from recipe.flowrl.compare.evaluation import training_record
 
-    rates = {}
-    for lr in study.lrs:
-        run_dir = directory / variant.name / f"lr_{lr:g}"
-        _train(study, variant, study.seeds[0], lr, run_dir, console)
-        rates[lr] = float(np.mean(training_record(run_dir)["curves"]["solve_rate"][1][-LAST_STEPS:]))
-    return max(rates, key=rates.get)
+    seed = study.seeds[0]
+    run_dirs = {
+        (name, lr): _run_dir(directory, variant, {name: lr}, seed)
+        for lr in study.lrs
+        for name, variant in study.variants.items()
+    }
+    runs = [
+        partial(_train, study, study.variants[name], seed, lr, run_dir, console)
+        for (name, lr), run_dir in run_dirs.items()
+    ]
+    _side_by_side(runs, study.jobs)
+    solved = {
+        key: float(np.mean(training_record(run_dir)["curves"]["solve_rate"][1][-LAST_STEPS:]))
+        for key, run_dir in run_dirs.items()
+    }
+    return {name: max(study.lrs, key=lambda lr, name=name: solved[name, lr]) for name in study.variants}
 
 
 def _train(study: Study, variant: Variant, seed: int, lr: float, run_dir: Path, console: RunConsole) -> None:
-    console.message(f"training {variant.name}, seed {seed}, learning rate {lr:g}")
+    """One run; beside others what it says goes into its directory."""
+    output = run_dir / "console.log" if study.jobs > 1 else None
+    console.message(
+        f"training {variant.name}, seed {seed}, learning rate {lr:g}" + (f", output in {output}" if output else "")
+    )
     command = [sys.executable, "-m", "recipe.flowrl.main_flowrl", f"experiment={study.experiment}"]
     command += [
         f"algo={variant.algo}",
@@ -110,7 +153,10 @@ def _train(study: Study, variant: Variant, seed: int, lr: float, run_dir: Path, 
         f"actor_rollout_ref.actor.fsdp_config.seed={42 + seed}",
         f"actor_rollout_ref.actor.optim.lr={lr}",
     ]
-    if status := subprocess.run([*command, *variant.overrides, *study.overrides]).returncode:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with output.open("a") if output else contextlib.nullcontext() as stdout:
+        done = subprocess.run([*command, *variant.overrides, *study.overrides], stdout=stdout, stderr=stdout)
+    if status := done.returncode:
         raise UserError(f"{variant.name}, seed {seed}: training ended with status {status}; the study continues there")
 
 
@@ -119,7 +165,7 @@ def _collect(study: Study, directory: Path, lr: dict[str, float]) -> dict[str, A
     runs: dict[str, dict[str, Any]] = {}
     for variant in study.variants.values():
         for seed in study.seeds:
-            path = directory / variant.name / f"seed_{seed}" / "evaluation.json"
+            path = _run_dir(directory, variant, lr, seed) / EVALUATION
             if path.exists():
                 runs.setdefault(variant.name, {})[str(seed)] = json.loads(path.read_text())
     facts = dataclasses.asdict(dataclasses.replace(study, variants={}))

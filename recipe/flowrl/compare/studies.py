@@ -25,6 +25,7 @@ class Study:
         steps: training steps of each run.
         puzzles: held-out puzzles to evaluate on, from the first.
         samples: answers to each, at each temperature.
+        jobs: runs side by side.
         overrides: of every run.
     """
 
@@ -35,6 +36,7 @@ class Study:
     steps: int = 40
     puzzles: int = 128
     samples: int = 64
+    jobs: int = 1
     overrides: tuple[str, ...] = field(default=())
 
 
