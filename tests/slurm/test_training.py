@@ -20,7 +20,7 @@ SMALL = [
     "trainer.val_before_train=false",
     "trainer.test_freq=-1",
     "trainer.save_freq=100",
-    "slurm.notice_s=60",
+    "slurm.notice_s=120",
 ]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from recipe.flowrl import submit
+from recipe.flowrl.preflight.values import JOB_END_S
 
 CPU = ["experiment=countdown_cpu", "trainer.nnodes=2"]
 
@@ -63,6 +64,11 @@ def test_gpus_are_asked_for(capsys: pytest.CaptureFixture, tmp_path: Path) -> No
     script = dry_run(capsys, *overrides, *micro, "trainer.nnodes=4", "trainer.n_gpus_per_node=8")
     assert {"--nodes=4", "--gpus-per-node=8"} <= set(directives(script))
     assert "export RAY_GPUS_PER_NODE=8\n" in script and "RAY_CPUS_PER_NODE" not in script.split("set --")[0]
+
+
+def test_the_time_that_a_job_takes_to_end_is_that_of_the_script() -> None:
+    script = Path(__file__).resolve().parents[2] / "slurm" / "job.sh"
+    assert f" TEARDOWN_S={JOB_END_S} " in script.read_text()
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ VALUES = {
     "max_skipped_updates=0": ["max_skipped_updates", "0", "an integer >= 1"],
     "slurm.time=2days": ["slurm.time", "'2days'", "24:00:00"],
     "slurm.time=00:00:00": ["slurm.time", "'00:00:00'", "hours:minutes:seconds"],
+    "slurm.notice_s=60": ["slurm.notice_s: got 60", "above the 60 that the end of a job takes"],
     "slurm.notice_s=90000": ["slurm.notice_s=90000", "slurm.time=24:00:00", "less notice or more time"],
     "prepare.model=tiny": ["prepare.model=tiny", "tiny_qwen2"],
     # data

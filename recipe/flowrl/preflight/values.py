@@ -22,6 +22,8 @@ _ROLLOUT, _ACTOR, _REF = (f"actor_rollout_ref.{part}" for part in ("rollout", "a
 
 _SMALLEST_OBJECT_STORE = 75 * 2**20
 """Ray refuses a smaller one (``OBJECT_STORE_MINIMUM_MEMORY_BYTES``)."""
+JOB_END_S = 60
+"""``TEARDOWN_S`` of slurm/job.sh: of the notice, what is left for a job's end when its step has ended."""
 
 
 def seconds_of(time_limit: Any) -> int | None:
@@ -53,6 +55,10 @@ _OBJECT_STORE = Rule(
     lambda value: COUNT.accepts(value) and value >= _SMALLEST_OBJECT_STORE,
 ).or_none("Ray's default")
 _TIME_LIMIT = Rule("hours:minutes:seconds, such as '24:00:00'", lambda value: seconds_of(value) is not None)
+_NOTICE = Rule(
+    f"a number of seconds above the {JOB_END_S} that the end of a job takes (slurm/job.sh)",
+    lambda value: COUNT.accepts(value) and value > JOB_END_S,
+)
 RULES = {
     "deterministic": BOOLEAN,
     "dryrun": BOOLEAN,
@@ -60,7 +66,7 @@ RULES = {
     "max_skipped_updates": COUNT,
     "watchdog_s": POSITIVE.or_none("no limit"),
     "slurm.time": _TIME_LIMIT,
-    "slurm.notice_s": COUNT,
+    "slurm.notice_s": _NOTICE,
     "slurm.gpu": one_of(GPUS).or_none("submit doesn't ask plan"),
     "trainer.nnodes": COUNT,
     "trainer.n_gpus_per_node": COUNT,
