@@ -16,6 +16,16 @@ from benchmarks.children import PROJECT, ChildError
 END_OF_RUN_S = 30
 """The entry point ends within 20 s of a signal."""
 
+SMALL_BATCH = [
+    "data.train_batch_size=8",
+    "actor_rollout_ref.rollout.n=4",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=8",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=16",
+]
+"""Steps of ``experiment=countdown_cpu`` that take a second or two."""
+
 BEFORE_RAY = "checks and inputs"
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.launches import SMALL_BATCH
 from benchmarks.machine import PROJECT
 from verl_ext.checkpoint_files import TRACKER
 from verl_ext.guardian import SYNC_SOCKETS
@@ -23,12 +24,7 @@ LIMIT_S = 60.0
 
 SMALL = [
     "experiment=countdown_cpu",
-    "data.train_batch_size=8",
-    "actor_rollout_ref.rollout.n=4",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=8",
-    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
-    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16",
-    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=16",
+    *SMALL_BATCH,
     "trainer.val_before_train=false",
     "trainer.test_freq=-1",
     "trainer.save_freq=1",

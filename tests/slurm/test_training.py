@@ -7,16 +7,13 @@ from pathlib import Path
 from cluster import Cluster
 from test_slurm import assert_nothing_left, until
 
+from benchmarks.launches import SMALL_BATCH
+
 PROJECT = Path(__file__).resolve().parents[2]
 STEPS = 6
 SMALL = [
     "experiment=countdown_cpu",
-    "data.train_batch_size=8",
-    "actor_rollout_ref.rollout.n=4",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=8",
-    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
-    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16",
-    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=16",
+    *SMALL_BATCH,
     "trainer.val_before_train=false",
     "trainer.test_freq=-1",
     "trainer.save_freq=100",

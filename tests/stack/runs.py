@@ -12,17 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.launches import SMALL_BATCH
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 TINY = [
-    "data.train_batch_size=8",
+    *SMALL_BATCH,
     "data.val_max_samples=8",
-    "actor_rollout_ref.rollout.n=4",
     "actor_rollout_ref.rollout.val_kwargs.n=2",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=8",
-    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
-    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16",
-    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=16",
     "trainer.total_training_steps=2",
     "trainer.test_freq=2",
     "trainer.save_freq=2",
