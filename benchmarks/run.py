@@ -4,8 +4,6 @@ The figures of a busy machine are worth nothing: run it when nothing else does.
 """
 
 import argparse
-import json
-import os
 import signal
 import sys
 import tempfile
@@ -22,6 +20,7 @@ from benchmarks.launches import Launch, launch
 from benchmarks.machine import PROJECT, describe
 from benchmarks.rows import Row
 from recipe.flowrl import prepare
+from recipe.flowrl.files import write_json
 from recipe.flowrl.reporting.console import RunConsole
 
 NAMES = ("update_cost", "plan_memory", "grading", "step_floor", "startup", "checkpoint_cost")
@@ -51,9 +50,8 @@ def main() -> None:
     tables: dict[str, list[Row]] = {}
     with RunConsole(sys.stdout) as console:
         for name, result in _measure(options, console):
-            _write(
-                options.out / f"{name}.json", {"benchmark": name, "quick": options.quick, "machine": machine} | result
-            )
+            facts = {"benchmark": name, "quick": options.quick, "machine": machine}
+            write_json(options.out / f"{name}.json", facts | result, indent=1)
             tables[name] = ROWS[name](result)
     _print(tables)
 
@@ -116,13 +114,6 @@ def _measure_runs(
     if "checkpoint_cost" in options.names:
         saving = run(checkpoint_cost.steps_needed(options.steps), checkpoint_cost.OVERRIDES)
         yield "checkpoint_cost", checkpoint_cost.measure(saving)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
 
 
 def _print(tables: dict[str, list[Row]]) -> None:

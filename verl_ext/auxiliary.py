@@ -6,9 +6,9 @@ see it.
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ from verl.utils.fsdp_utils import (
 )
 from verl.utils.metric.utils import Metric
 from verl.workers.config.optimizer import FSDPOptimizerConfig, build_optimizer
+
+from verl_ext.files import replacing
 
 
 class AuxiliaryModuleMixin:
@@ -165,8 +167,8 @@ class AuxiliaryModuleMixin:
         if self.rank == 0:
             path = self._auxiliary_file(local_path)
             state = {"model": weights, "optimizer": optimizer, "lr_scheduler": self.auxiliary_lr_scheduler.state_dict()}
-            torch.save(state, f"{path}.tmp")
-            os.replace(f"{path}.tmp", path)
+            with replacing(path) as temporary:
+                torch.save(state, temporary)
         dist.barrier()
 
     def load_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
@@ -176,7 +178,7 @@ class AuxiliaryModuleMixin:
             FileNotFoundError: the checkpoint has no file of the module.
         """
         path = self._auxiliary_file(local_path)
-        if not os.path.isfile(path):
+        if not path.is_file():
             raise FileNotFoundError(
                 f"{path} is missing: a run without the {self.auxiliary_name} module wrote this checkpoint; "
                 "resume it with the algorithm that wrote it, or start in another directory"
@@ -192,8 +194,8 @@ class AuxiliaryModuleMixin:
         if self.checkpoint_manager.should_load_extra:
             self.auxiliary_lr_scheduler.load_state_dict(state["lr_scheduler"])
 
-    def _auxiliary_file(self, local_path: str) -> str:
-        return os.path.join(local_path, f"{self.auxiliary_name.rsplit('/', 1)[-1]}.pt")
+    def _auxiliary_file(self, local_path: str) -> Path:
+        return Path(local_path, f"{self.auxiliary_name.rsplit('/', 1)[-1]}.pt")
 
 
 def _grad_norm(module: nn.Module) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.flowrl.errors import account_of
-from recipe.flowrl.files import write_json
+from recipe.flowrl.files import replacing, write_json
 from recipe.flowrl.resume import choose
 
 KILLED = "killed, or its machine went down"
@@ -30,9 +30,8 @@ def next_log(run_dir: Path) -> Path:
 
 def save_config(config: DictConfig, run_dir: Path) -> None:
     """Write the resolved configuration."""
-    temporary = run_dir / "config.yaml.tmp"
-    OmegaConf.save(config, temporary)
-    os.replace(temporary, run_dir / "config.yaml")
+    with replacing(run_dir / "config.yaml") as temporary:
+        OmegaConf.save(config, temporary)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ import numpy as np
 
 from recipe.flowrl.compare.studies import STUDIES, Study, Variant
 from recipe.flowrl.errors import UserError, exit_status_of
-from recipe.flowrl.files import write_json
+from recipe.flowrl.files import alone_in, write_json
 from recipe.flowrl.reporting.console import RunConsole, short_duration
 
 BASE = "base"
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     """Returns the exit status: 0, 1 after a failure, 2 for bad input."""
     try:
         study, directory, name = _parse(arguments)
-        with RunConsole(sys.stdout) as console:
+        with RunConsole(sys.stdout) as console, alone_in(directory):
             run_study(study, directory, console)
             from recipe.flowrl.compare.report import write_report
 
