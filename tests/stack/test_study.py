@@ -39,18 +39,18 @@ def test_other_algorithms_run_on_the_same_footing(study: Path, algo: str) -> Non
 
 
 def test_every_run_is_measured(study: Path) -> None:
-    result = json.loads((study / "study.json").read_text())
+    result = json.loads((study / "countdown.json").read_text())
     assert set(result["runs"]) == set(ALGORITHMS)
     for system in (result["base"], *(runs["0"]["evaluation"] for runs in result["runs"].values())):
         assert len(system["exist"]) == 4
         for temperature in ("0.6", "1.0"):
             assert all(0 <= correct <= 16 for correct in system[temperature]["correct"])
     assert result["base"]["1.0"]["kl_to_base"] == pytest.approx([0.0] * 4, abs=1e-5)
-    page = (study / "report.html").read_text()
+    page = (study / "countdown.html").read_text()
     assert all(algo in page for algo in ALGORITHMS) and "<svg" in page
 
 
 def test_what_is_done_is_not_done_again(study: Path) -> None:
-    before = (study / "study.json").read_text()
+    before = (study / "countdown.json").read_text()
     assert "training" not in compare(study, timeout_s=120)
-    assert (study / "study.json").read_text() == before
+    assert (study / "countdown.json").read_text() == before

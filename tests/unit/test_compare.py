@@ -105,7 +105,7 @@ def test_report_shows_every_system(tmp_path: Path) -> None:
     facts = {"seeds": [0, 1], "steps": 2, "samples": 16}
     study = {"study": facts, "lr": {"grpo": 1e-4, "flowrl": 1e-4}, "base": measured([2, 2], [1, 1])}
     study["runs"] = {name: {"0": run, "1": run} for name in ("grpo", "flowrl")}
-    (tmp_path / "study.json").write_text(json.dumps(study))
+    (tmp_path / "countdown.json").write_text(json.dumps(study))
     html = write_report(tmp_path, "countdown").read_text()
     for part in ("base", "grpo", "flowrl", "12.5", "avg@16", "pass@16"):
         assert part in html
@@ -116,6 +116,13 @@ def test_report_shows_every_system(tmp_path: Path) -> None:
 def test_studies_name_algorithms_that_exist(study: str) -> None:
     existing = {path.stem for path in (CONFIGS / "algo").glob("*.yaml")}
     assert {variant.algo for variant in STUDIES[study].variants.values()} <= existing
+
+
+def test_one_name_is_one_run_in_all_studies() -> None:
+    runs = [
+        (variant.name, study.experiment, variant) for study in STUDIES.values() for variant in study.variants.values()
+    ]
+    assert all(first[1:] == second[1:] for first in runs for second in runs if first[0] == second[0])
 
 
 def test_the_countdown_study_has_the_whole_field() -> None:
@@ -186,8 +193,8 @@ def study_of(*algos: str, **changes: Any) -> Study:
 
 def run_it(study: Study, directory: Path) -> dict[str, Any]:
     with RunConsole(io.StringIO()) as console:
-        compare.run_study(study, directory, console)
-    return json.loads((directory / "study.json").read_text())
+        compare.run_study(study, directory, "countdown", console)
+    return json.loads((directory / "countdown.json").read_text())
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -206,6 +213,15 @@ def test_a_sweep_uses_the_best_and_does_no_run_twice(tmp_path: Path, monkeypatch
     assert runs.trained == [("grpo", 0, 1e-4), ("grpo", 0, 3e-4), ("grpo", 1, 3e-4)]
     assert found["lr"] == {"grpo": 3e-4}
     assert {run["lr"] for run in found["runs"]["grpo"].values()} == {3e-4}
+
+
+def test_runs_of_another_length_are_not_taken_for_these(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = Runs(monkeypatch)
+    run_it(study_of("grpo", seeds=(0,), steps=2), tmp_path)
+    with pytest.raises(UserError, match="the runs there have steps=2, not 3: set it so, or another dir="):
+        run_it(study_of("grpo", seeds=(0,), steps=3), tmp_path)
+    run_it(study_of("grpo", seeds=(0, 1), steps=2, jobs=2), tmp_path)
+    assert [seed for _, seed, _ in runs.trained] == [0, 1]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

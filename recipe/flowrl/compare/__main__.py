@@ -1,9 +1,10 @@
 """Runs a study: ``python -m recipe.flowrl.compare study=countdown [algos=a,b] [seeds=0,1,2] [jobs=N] [dir=DIR]``.
 
 Every run goes through ``main_flowrl``, ``jobs=`` of them side by side, and is measured when it ends. What is done isn't
-done again, so the same command continues a study. ``DIR/study.json`` and ``DIR/report.html`` hold the outcome.
-``steps=``, ``lrs=`` (several: a sweep, of which the best is used), ``puzzles=`` and ``samples=`` (of the evaluation)
-make a study smaller or larger; anything else is an override for Hydra, for every run.
+done again, so the same command continues a study. ``DIR/STUDY.json`` and ``DIR/STUDY.html`` hold the outcome; studies in
+one directory share the runs that they have in common. ``steps=``, ``lrs=`` (several: a sweep, of which the best is
+used), ``puzzles=`` and ``samples=`` (of the evaluation) make a study smaller or larger; anything else is an override for
+Hydra, for every run.
 """
 
 import contextlib
@@ -29,7 +30,8 @@ from recipe.flowrl.reporting.console import RunConsole, short_duration
 BASE = "base"
 EVALUATION = "evaluation.json"
 """In the directory of a run that is done."""
-_COUNTS = ("steps", "puzzles", "samples", "jobs")
+_MEASURED = ("steps", "puzzles", "samples")
+_COUNTS = (*_MEASURED, "jobs")
 LAST_STEPS = 10
 """Steps at the end of a run whose mean training solve rate chooses the learning rate."""
 
@@ -39,7 +41,7 @@ def main(arguments: list[str]) -> int:
     try:
         study, directory, name = _parse(arguments)
         with RunConsole(sys.stdout) as console, alone_in(directory):
-            run_study(study, directory, console)
+            run_study(study, directory, name, console)
             from recipe.flowrl.compare.report import write_report
 
             console.message(f"report: {write_report(directory, name)}")
@@ -48,14 +50,15 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def run_study(study: Study, directory: Path, console: RunConsole) -> None:
-    """Run what isn't done, seed by seed, so that a study that is cut off has all variants; write ``study.json``.
+def run_study(study: Study, directory: Path, name: str, console: RunConsole) -> None:
+    """Run what isn't done, seed by seed, so that a study that is cut off has all variants; write ``NAME.json``.
 
     Raises:
-        UserError: a training run failed. Those beside it are waited for.
+        UserError: a training run failed, and those beside it have ended; or ``directory`` has runs of another kind.
     """
     from recipe.flowrl.compare.evaluation import evaluate, final_checkpoint, training_record
 
+    _check_settings(study, directory)
     base, puzzles = _prepare(study, console)
     base_file = directory / "base.json"
     if not base_file.exists():
@@ -76,13 +79,13 @@ def run_study(study: Study, directory: Path, console: RunConsole) -> None:
             measured = evaluate(final_checkpoint(run_dir), base, puzzles, study.puzzles, study.samples)
             record = {"lr": lr[variant.name], "evaluation": measured, "training": training_record(run_dir)}
             write_json(run_dir / EVALUATION, record)
-            write_json(directory / "study.json", _collect(study, directory, lr))
+            write_json(directory / f"{name}.json", _collect(study, directory, lr))
             ended += 1
         left = (time.time() - started) / ended * (len(todo) - ended)
         console.message(f"{len(runs) - len(todo) + ended}/{len(runs)} runs done, ETA {short_duration(left)}")
 
     _side_by_side([partial(carry_out, *run) for run in todo], study.jobs)
-    write_json(directory / "study.json", _collect(study, directory, lr))
+    write_json(directory / f"{name}.json", _collect(study, directory, lr))
 
 
 def _side_by_side(tasks: Sequence[Callable[[], None]], jobs: int) -> None:
@@ -99,6 +102,26 @@ def _side_by_side(tasks: Sequence[Callable[[], None]], jobs: int) -> None:
 def _run_dir(directory: Path, variant: Variant, lr: dict[str, float], seed: int) -> Path:
     """A run of a sweep stands where the run with the learning rate that was chosen does: it isn't done twice."""
     return directory / variant.name / f"lr_{lr[variant.name]:g}" / f"seed_{seed}"
+
+
+def _check_settings(study: Study, directory: Path) -> None:
+    """Write down what all runs in ``directory`` have in common.
+
+    Raises:
+        UserError: those that are there have something else.
+    """
+    file = directory / "settings.json"
+    ours = {key: getattr(study, key) for key in ("experiment", *_MEASURED, "overrides")}
+    ours["overrides"] = list(study.overrides)
+    if not file.exists():
+        write_json(file, ours)
+        return
+    theirs = json.loads(file.read_text())
+    if different := [key for key in ours if theirs.get(key) != ours[key]]:
+        key = different[0]
+        raise UserError(
+            f"{directory}: the runs there have {key}={theirs.get(key)}, not {ours[key]}: set it so, or another dir="
+        )
 
 
 def _prepare(study: Study, console: RunConsole) -> tuple[Path, Path]:
@@ -212,7 +235,7 @@ def _parse(arguments: list[str]) -> tuple[Study, Path, str]:
         if unknown := [variant for variant in asked if variant not in study.variants]:
             raise UserError(f"algos={unknown[0]}: not in the study; it has {', '.join(study.variants)}")
         changes["variants"] = {variant: study.variants[variant] for variant in asked}
-    directory = Path(own.get("dir", f"outputs/compare/{name}")).absolute()
+    directory = Path(own.get("dir", "outputs/compare")).absolute()
     return dataclasses.replace(study, **changes), directory, name
 
 

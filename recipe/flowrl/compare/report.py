@@ -22,8 +22,8 @@ _INTRO = (
 
 
 def write_report(directory: Path, name: str) -> Path:
-    """Write ``directory/report.html`` from ``directory/study.json``; returns its path."""
-    study = json.loads((directory / "study.json").read_text())
+    """Write ``directory/NAME.html`` from ``directory/NAME.json``; returns its path."""
+    study = json.loads((directory / f"{name}.json").read_text())
     facts = study["study"]
     names, samples = list(study["runs"]), facts["samples"]
     systems = {"base": [study["base"]]}
@@ -45,7 +45,7 @@ def write_report(directory: Path, name: str) -> Path:
     ]
     seeds = ", ".join(sorted({seed for runs in study["runs"].values() for seed in runs}, key=int))
     intro = _INTRO.format(**facts | {"seeds": seeds, "puzzles": len(study["base"]["exist"])})
-    return write_page(directory / "report.html", f"Comparison: {name}", intro, sections)
+    return write_page(directory / f"{name}.html", f"Comparison: {name}", intro, sections)
 
 
 def summary(runs: list[dict[str, Any]], temperature: float, samples: int) -> dict[str, tuple[float, float, float]]:

@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Variant:
-    """One column of a study: an algorithm and what is different from its preset."""
+    """One row of a study: an algorithm and what is different from its preset.
+
+    The same name is the same run in all studies.
+    """
 
     name: str
     algo: str
@@ -56,12 +59,12 @@ STUDIES = {
         _named(
             Variant("flowrl", "flowrl"),
             *[Variant(f"beta_{beta}", "flowrl", (f"flowrl.beta={beta}",)) for beta in (5, 10, 30)],
-            Variant("no_importance_weight", "flowrl_no_is"),
-            Variant("log_z_removed", "flowrl_no_log_z"),
+            *[
+                Variant(name, name)
+                for name in ("flowrl_no_is", "flowrl_no_log_z", "flowrl_vargrad", "flowrl_as_released")
+            ],
             Variant("log_z_constant", "flowrl_no_log_z", ("flowrl.partition_constant=1.0",)),
-            Variant("log_z_group_mean", "flowrl_vargrad"),
             *[Variant(f"depth_{depth}", "flowrl", (f"flowrl.partition_depth={depth}",)) for depth in (1, 5)],
-            Variant("as_released", "flowrl_as_released"),
         ),
     ),
 }
