@@ -1,10 +1,10 @@
 """Runs a study: ``python -m recipe.flowrl.compare study=countdown [algos=a,b] [seeds=0,1,2] [jobs=N] [dir=DIR]``.
 
 Every run goes through ``main_flowrl``, ``jobs=`` of them side by side, and is measured when it ends. What is done isn't
-done again, so the same command continues a study. ``DIR/STUDY.json`` and ``DIR/STUDY.html`` hold the outcome; studies in
-one directory share the runs that they have in common. ``steps=``, ``lrs=`` (several: a sweep, of which the best is
-used), ``puzzles=`` and ``samples=`` (of the evaluation) make a study smaller or larger; anything else is an override for
-Hydra, for every run.
+done again, so the same command continues a study. ``DIR/STUDY.json`` and ``DIR/STUDY.html`` hold the outcome; studies
+in one directory share the runs that they have in common. ``steps=``, ``lrs=`` (several: a sweep, of which the best is
+used), ``puzzles=`` and ``samples=`` (of the evaluation) make a study smaller or larger; anything else is an override
+for Hydra, for every run.
 """
 
 import contextlib
