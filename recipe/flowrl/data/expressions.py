@@ -22,6 +22,8 @@ from functools import lru_cache
 from itertools import combinations
 from typing import Literal
 
+from recipe.flowrl.syntax import parse_python
+
 MAX_EXPRESSION_CHARS = 128
 """Longer text is not parsed: this bounds nesting and literals, hence the time and memory hostile text can take."""
 
@@ -66,7 +68,7 @@ def parse(expression: str) -> Signed | None:
     if _POWER_OR_FLOOR.search(expression):
         return None
     try:
-        return _from_ast(ast.parse(expression.strip(), mode="eval").body)
+        return _from_ast(parse_python(expression.strip(), mode="eval").body)
     except (SyntaxError, ZeroDivisionError, RecursionError, MemoryError):
         return None
 

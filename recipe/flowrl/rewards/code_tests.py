@@ -9,6 +9,7 @@ from typing import Any
 
 from recipe.flowrl.rewards.values import encode, same_result
 from recipe.flowrl.sandbox.outcome import Limits, Outcome, Runner, Status
+from recipe.flowrl.syntax import parse_python
 
 _DRIVER = Path(__file__).with_name("call_driver.py")
 _PREAMBLE = (
@@ -178,7 +179,7 @@ def _calls(function: str, cases: list[tuple[list[Any], Any]]) -> CallTests:
 
 def _from_assertions(source: str) -> CallTests:
     """Read ``assert candidate(a=1) == 2``, also with LeetCode's list and tree helpers; nothing of it is run."""
-    tree = ast.parse(source)
+    tree = parse_python(source)
     functions = [node.args[0] for node in ast.walk(tree) if isinstance(node, ast.Call) and _name(node) == "check"]
     function = ast.unparse(functions[-1]).replace("()", "")
     cases = [_assertion(node.test) for node in ast.walk(tree) if isinstance(node, ast.Assert)]
