@@ -19,7 +19,7 @@ train: venv
 
 # The stack and the engine one test at a time each, side by side; the unit tests where there is room.
 test: venv
-	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup
+	$(VENV)/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-unit: venv
 	$(VENV)/bin/python -m pytest -n 3 tests/unit

@@ -1,10 +1,27 @@
-"""The environment of a CPU run, from before the first test imports torch or verl."""
+"""The environment of a CPU run, from before the first test imports torch or verl; which tests run side by side."""
 
 import os
 from pathlib import Path
 
+import pytest
 from omegaconf import OmegaConf
+from xdist.scheduler import LoadScopeScheduling
 
 CPU = OmegaConf.load(Path(__file__).resolve().parents[1] / "configs" / "cluster" / "cpu.yaml")
 os.environ |= {name: str(value) for name, value in CPU.ray_kwargs.ray_init.runtime_env.env_vars.items()}
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+class OneStackAtATime(LoadScopeScheduling):
+    """The tests of the stack in one process, those of the engine in one, the unit tests of a file in one.
+
+    A stack takes gigabytes, and its starts are shared by many tests; so are the ranks of the engine.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        kind = Path(nodeid).parts[1]
+        return kind if kind in ("stack", "engine") else nodeid.split("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling | None:
+    return OneStackAtATime(config, log) if config.getvalue("dist") == "loadscope" else None

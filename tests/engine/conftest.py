@@ -14,13 +14,6 @@ import torch
 from launch import Failure, run_ranks
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In one process: they share what the scenarios returned."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.xdist_group("engine"))
-
-
 @pytest.fixture(scope="session")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The models and the sequences that the scenarios use."""

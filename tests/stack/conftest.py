@@ -9,13 +9,6 @@ import pytest
 from runs import PROJECT, TINY, Run, finish, start
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One at a time, in one process, whatever else is being tested: a start takes gigabytes and many share one."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.xdist_group("stack"))
-
-
 @pytest.fixture(scope="session")
 def prepared() -> None:
     """The data and the base policy of the experiment, made once a machine: minutes."""

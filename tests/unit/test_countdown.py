@@ -14,7 +14,7 @@ from recipe.flowrl.data.countdown import CountdownConfig, Puzzle, generate, read
 from recipe.flowrl.data.expressions import canonical_form, enumerate_solutions, parse
 from recipe.flowrl.rewards.countdown import compute_score
 
-SMALL = CountdownConfig(train_size=40, test_size=20)
+SMALL = CountdownConfig(train_size=20, test_size=10)
 OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 
 
@@ -94,8 +94,8 @@ def test_solver_finds_what_brute_force_finds() -> None:
 def test_puzzles_are_distinct_and_have_several_solutions(tmp_path: Path) -> None:
     paths = write_dataset(tmp_path, SMALL)
     train, test = read_puzzles(paths["train"]), read_puzzles(paths["test"])
-    assert (len(train), len(test)) == (40, 20)
-    assert len({(p.numbers, p.target) for p in train + test}) == 60
+    assert (len(train), len(test)) == (20, 10)
+    assert len({(p.numbers, p.target) for p in train + test}) == 30
     assert all(p.n_solutions == len(p.solutions()) >= SMALL.min_solutions for p in train + test)
     assert list(generate(SMALL)) == test + train, "the same configuration gives the same puzzles"
     assert not list(tmp_path.glob(".*")), "no temporary file is left"

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from recipe.flowrl.evaluate.progress import Progress
 from recipe.flowrl.evaluate.records import Records
 from recipe.flowrl.prepare_data import main as prepare_data
 from recipe.flowrl.reporting.console import RunConsole
+from recipe.flowrl.rewards.math import compute_score
 from recipe.flowrl.sandbox import bubblewrap
 from recipe.flowrl.sandbox.choose import UNSAFE
 
@@ -308,6 +310,7 @@ def test_answers_that_cannot_be_compared_do_not_hold_up_the_votes(
     """Towers of powers: each takes the time limit once, against the right answer, and no more against each other."""
     compared = []
     monkeypatch.setattr("recipe.flowrl.rewards.math.same_answer", lambda *pair, **_: compared.append(pair))
+    monkeypatch.setattr("recipe.flowrl.rewards.math.compute_score", partial(compute_score, limit_s=1.0))
     towers = [rf"\boxed{{9^{{9^{{9^{{9^{{{top}}}}}}}}}}}" for top in (9, 8)]
     found = run(replace(options, problems=1, n=2), Scripted(lambda problem, sample: towers[sample]))[0]
     assert found["benchmarks"]["amc23"]["timed_out"] == 1.0

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ from recipe.flowrl.worker import flowrl_worker_loss
 from verl_ext.faults import NonFiniteError
 from verl_ext.nonfinite import UpdateGuard, load_batch
 
-PROJECT = Path(__file__).resolve().parents[2]
 LENGTHS = (3, 5)
 
 
@@ -125,13 +122,11 @@ def test_replay_finds_the_sequence(run_dir: Path) -> None:
     assert bad.bad_gradients == [1]
 
 
-def test_the_command(run_dir: Path) -> None:
-    file = run_dir / "nonfinite" / "step_4_rank_0.pt"
-    command = [sys.executable, "-m", "recipe.flowrl.replay"]
-    done = subprocess.run([*command, file], cwd=PROJECT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "step 4, rank 0" in done.stdout
-    assert "ref_log_prob isn't finite in sequences [1]" in done.stdout
+def test_the_command(run_dir: Path, capsys: pytest.CaptureFixture) -> None:
+    assert replay.main([str(run_dir / "nonfinite" / "step_4_rank_0.pt")]) == 0
+    said = capsys.readouterr().out
+    assert "step 4, rank 0" in said
+    assert "ref_log_prob isn't finite in sequences [1]" in said
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,7 @@
-"""The plan: sizes agree with published ones and with FSDP2 itself; what doesn't fit names a setting that helps."""
+"""The plan: sizes agree with published ones; what doesn't fit names a setting that helps."""
 
 import functools
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,44 +13,11 @@ from recipe.flowrl.plan.__main__ import main
 from recipe.flowrl.plan.duration import Assumptions, plan_duration
 from recipe.flowrl.plan.gpus import GPUS, named
 from recipe.flowrl.plan.memory import plan_memory
-from recipe.flowrl.plan.model import KNOWN, ModelShape, load_architecture, shape_of
+from recipe.flowrl.plan.model import ModelShape, load_architecture, shape_of
 from recipe.flowrl.plan.report import report
 
 H100 = GPUS["h100_80gb"]
 SEVEN, THIRTY_TWO = "Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-32B"
-
-SHARD = """
-import json, sys
-import torch, torch.distributed as dist
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.testing._internal.distributed.fake_pg import FakeStore
-from transformers import AutoConfig, AutoModelForCausalLM
-
-def local(tensor):
-    return tensor.to_local().numel() * tensor.element_size()
-
-for file, ranks in zip(sys.argv[1::2], map(int, sys.argv[2::2])):
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
-    mesh = init_device_mesh("cpu", (ranks,))
-    with FakeTensorMode():
-        config = AutoConfig.for_model(**json.load(open(file)))
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        for layer in model.model.layers:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)
-        optimizer = torch.optim.AdamW(model.parameters())
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        print(json.dumps({
-            "parameters": sum(local(p) for p in model.parameters()),
-            "gradients": sum(local(p.grad) for p in model.parameters()),
-            "optimizer": sum(local(s[k]) for s in optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")),
-        }))
-    dist.destroy_process_group()
-"""
 
 
 @functools.cache
@@ -79,23 +44,6 @@ def test_parameters_are_those_of_the_published_models(math_7b: DictConfig) -> No
     assert seven.parameters == 7_615_616_512 and large.parameters == 32_763_876_352
     assert round(seven.head_parameters / 1e6, 1) == 25.7 and round(large.head_parameters / 1e6, 1) == 52.5
     assert shape_of(load_architecture(SEVEN), None).head_parameters == 0
-
-
-def test_shards_are_those_of_fsdp2_on_as_many_fake_ranks() -> None:
-    runs = [(SEVEN, config_of("math_7b", "1x8", "algo=grpo")), (THIRTY_TWO, config_of("math_32b", "4x8", "algo=grpo"))]
-    arguments = []
-    for name, config in runs:
-        file = KNOWN / f"{name.replace('/', '--')}.json"
-        arguments += [str(file), str(config.trainer.nnodes * config.trainer.n_gpus_per_node)]
-    output = subprocess.run([sys.executable, "-c", SHARD, *arguments], capture_output=True, text=True)
-    assert output.returncode == 0, output.stderr[-2000:]
-    assert arguments[1::2] == ["8", "32"]
-    for line, (name, config) in zip(output.stdout.splitlines(), runs, strict=True):
-        measured, planned = json.loads(line), plan_memory(config, shape(name, config), H100)
-        assert planned.resident["parameters"] == pytest.approx(measured["parameters"], rel=0.01)
-        assert planned.resident["optimizer"] == pytest.approx(measured["optimizer"], rel=0.01)
-        gradients = planned.update["in the first block's backward"]["gradients"]
-        assert gradients == pytest.approx(measured["gradients"], rel=0.01)
 
 
 @pytest.mark.parametrize(("experiment", "cluster"), [("math_7b", "1x8"), ("math_32b", "4x8"), ("code_7b", "1x8")])
