@@ -1,6 +1,8 @@
 """The environment of a CPU run, from before the first test imports torch or verl; which tests run side by side."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,15 @@ os.environ |= {name: str(value) for name, value in CPU.ray_kwargs.ray_init.runti
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+@pytest.fixture(scope="session")
+def prepared() -> None:
+    """The data and the base policy of ``experiment=countdown_cpu``, made once a machine: minutes."""
+    command = [sys.executable, "-m", "recipe.flowrl.prepare", "countdown", "tiny_qwen2"]
+    subprocess.run(command, cwd=Path(__file__).resolve().parents[1], check=True, timeout=1500)
+
+
 class OneStackAtATime(LoadScopeScheduling):
-    """The tests of the stack in one process, those of the engine in one, the unit tests of a file in one.
+    """The tests of the stack in one process, those of the engine in one, any others file by file.
 
     A stack takes gigabytes, and its starts are shared by many tests; so are the ranks of the engine.
     """

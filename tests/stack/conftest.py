@@ -1,19 +1,10 @@
 """Real runs of the whole stack, each started once a session and looked at by many tests."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from runs import PROJECT, TINY, Run, finish, start
-
-
-@pytest.fixture(scope="session")
-def prepared() -> None:
-    """The data and the base policy of the experiment, made once a machine: minutes."""
-    command = [sys.executable, "-m", "recipe.flowrl.prepare", "countdown", "tiny_qwen2"]
-    subprocess.run(command, cwd=PROJECT, check=True, timeout=1500)
+from runs import TINY, Run, finish, start
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from runs import TINY, Run, finish, start
+from runs import PROJECT, TINY, Run, finish, start
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_only
 
@@ -66,6 +68,18 @@ def test_what_a_person_sees(flowrl_run: Run) -> None:
     assert "ETA" in flowrl_run.output
     assert str(flowrl_run.run_dir / "logs") in flowrl_run.output
     assert "RecipeTaskRunner" not in flowrl_run.output, "Ray's chatter belongs into the log"
+
+
+def test_its_checkpoint_can_be_evaluated(flowrl_run: Run, tmp_path: Path) -> None:
+    settings = ["suite=countdown", "n=2", "problems=8", "temperature=1.0", f"out={tmp_path}"]
+    command = [sys.executable, "-m", "recipe.flowrl.evaluate", f"model={flowrl_run.checkpoint(4)}", *settings]
+    done = subprocess.run(
+        command, cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300
+    )
+    assert done.returncode == 0, done.stdout
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["benchmarks"]["countdown"]["problems"] == 8
+    assert summary["protocol"]["model"].endswith("global_step_4")
 
 
 @pytest.fixture(scope="module")
