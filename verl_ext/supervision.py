@@ -51,9 +51,10 @@ ENDED_FIRST = "a part of the data queue"
 
 @dataclass(frozen=True)
 class Member:
-    """A process that the run needs. ``rank``: its place in :data:`KINDS`."""
+    """A process that the run needs. ``parent``: the process id of its parent; ``rank``: its place in :data:`KINDS`."""
 
     process: psutil.Process
+    parent: int
     kind: str
     name: str
     rank: int
@@ -81,7 +82,7 @@ def _by_title(process: psutil.Process) -> Member | None:
         title = (process.cmdline() or [""])[0]
         for rank, (pattern, kind) in enumerate(KINDS.items()):
             if match := re.match(pattern, title):
-                return Member(process, kind, match[1], rank)
+                return Member(process, process.ppid(), kind, match[1], rank)
     return None
 
 
@@ -173,6 +174,9 @@ class Supervisor:
             alive = {process for process in descendants(psutil.Process()) if runs(process)}
             gone = [m for m in self._members if m.process not in alive]
             deaths = [Death(lost, signal_that_ended(lost.process.pid), time.time()) for lost in gone]
-            # Who was killed took along those that ended by themselves.
-            self._deaths += sorted(deaths, key=lambda death: (death.signal is None, death.member.rank))
+            # Who was killed took along its children, which may be killed with it, and those that ended by themselves.
+            dead = {m.process.pid for m in gone}
+            self._deaths += sorted(
+                deaths, key=lambda death: (death.member.parent in dead, death.signal is None, death.member.rank)
+            )
             self._members = [m for m in map(member, alive) if m is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -123,6 +124,24 @@ def test_who_was_killed_comes_before_who_ended_by_itself(start: Start) -> None:
         f"Ray's node service (raylet, pid {node_service.pid}) was ended by SIGKILL"
     )
     assert psutil.Process(node_service.pid).status() == psutil.STATUS_ZOMBIE, "left to who started it"
+
+
+def test_a_process_comes_before_the_child_that_is_killed_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's engine is, when its server dies. Orphans come to the main process, so that their signal is known there."""
+    body = "import subprocess, time; engine = subprocess.Popen(['VLLM::EngineCore', '60'], executable='/bin/sleep'); "
+    body += "print(engine.pid, flush=True); time.sleep(60)"
+    server = subprocess.Popen(["ray::CPUHttpServer", "-c", body], executable=sys.executable, stdout=subprocess.PIPE)
+    engine, watched = int(server.stdout.readline()), Watched()
+    time.sleep(0.2)
+    watched.supervisor._look()
+    monkeypatch.setattr(supervision, "signal_that_ended", lambda pid: "SIGKILL" if pid == engine else None)
+    os.kill(engine, signal.SIGKILL)
+    server.kill()
+    server.communicate()
+    assert (
+        str(watched.supervisor.fault_behind(RuntimeError("x")))
+        == f"a vLLM server (CPUHttpServer, pid {server.pid}) died"
+    )
 
 
 def test_who_comes_and_goes_is_no_death(start: Start) -> None:
