@@ -15,6 +15,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -94,9 +95,47 @@ def problems_of(kill: Kill, pid: int) -> list[str]:
     return problems + [f"left: {item}" for item in outcome.left]
 
 
-def run(kills: list[Kill], done: int, run_dir: Path, console: Console, out: Path, seed: int) -> None:
-    """Carry out all kills after the first ``done`` on one run, and write what came of it after each."""
-    victim, previous = None, kills[done - 1] if done and kills[done - 1].kind not in RECOVERS else None
+@dataclass
+class Record:
+    """The kills in their order, of which the first ``done`` have been carried out, as they stand in the file ``out``.
+
+    ``wrong_before``: kills that led to a problem and have been carried out again.
+    """
+
+    out: Path
+    seed: int
+    kills: list[Kill]
+    done: int = 0
+    wrong_before: list[dict[str, Any]] = field(default_factory=list)
+
+    def write(self, done: int) -> None:
+        """Write it to its file; ``done`` kills have been carried out."""
+        self.done = done
+        content = {"seed": self.seed, "machine": describe(), "wrong_before": self.wrong_before}
+        content["kills"] = [asdict(kill) for kill in self.kills[:done]]
+        content["to_do"] = [{"kind": k.kind, "phase": k.phase, "delay_s": k.delay_s} for k in self.kills[done:]]
+        write_json(self.out, content, indent=1)
+
+
+def read(out: Path) -> Record:
+    """What is in ``out``, to be gone on with. What led to a problem is to be carried out once more, after the rest."""
+    written = json.loads(out.read_text())
+    wrong = [kill for kill in written["kills"] if kill["problems"]]
+    right = [
+        Kill(**kill | {"outcome": kill["outcome"] and Outcome(**kill["outcome"])})
+        for kill in written["kills"]
+        if not kill["problems"]
+    ]
+    to_do = [Kill(kill["kind"], kill["phase"], kill["delay_s"]) for kill in [*written["to_do"], *wrong]]
+    return Record(out, written["seed"], right + to_do, len(right), written["wrong_before"] + wrong)
+
+
+def run(record: Record, run_dir: Path, console: Console) -> None:
+    """Carry out what is left to do on one run, and write what came of it after each kill."""
+    kills, done = record.kills, record.done
+    victim, previous = None, kills[done - 1] if done else None
+    if previous is not None and (previous.kind in RECOVERS or previous.resumed_step is not None):
+        previous = None  # there is nothing to check, or it has been
     try:
         for number, kill in enumerate(kills[done:], done + 1):
             victim = victim or Victim(run_dir)
@@ -104,7 +143,7 @@ def run(kills: list[Kill], done: int, run_dir: Path, console: Console, out: Path
             try:
                 if previous is not None:
                     check_resume(previous, victim)
-                    write(out, kills, number - 1, seed)
+                    record.write(number - 1)
                     previous = None
                 goes_on = carry_out(kill, victim)
                 if victim.first_step not in (None, victim.resumed_step + 1):
@@ -116,11 +155,11 @@ def run(kills: list[Kill], done: int, run_dir: Path, console: Console, out: Path
             if not goes_on:
                 victim.end()
                 victim, previous = None, kill
-            write(out, kills, number, seed)
+            record.write(number)
         if previous is not None:
             victim = Victim(run_dir)
             check_resume(previous, victim)
-            write(out, kills, len(kills), seed)
+            record.write(len(kills))
     finally:
         if victim is not None:
             victim.end()
@@ -132,22 +171,6 @@ def check_resume(kill: Kill, victim: Victim) -> None:
     kill.resumed_step = victim.resumed_step
     if kill.resumed_step != kill.saved_step:
         kill.problems.append(f"went on after step {kill.resumed_step}, not {kill.saved_step}")
-
-
-def write(out: Path, kills: list[Kill], done: int, seed: int) -> None:
-    """The first ``done`` kills of the plan as JSON."""
-    planned = {"seed": seed, "planned": len(kills), "machine": describe()}
-    write_json(out, planned | {"kills": [asdict(kill) for kill in kills[:done]]}, indent=1)
-
-
-def read(out: Path) -> tuple[list[Kill], int, int]:
-    """The plan that ``out`` was written for, how many kills of it have been carried out, and its seed."""
-    written = json.loads(out.read_text())
-    kills = plan(written["planned"], written["seed"])
-    for number, record in enumerate(written["kills"]):
-        outcome = Outcome(**record["outcome"]) if record["outcome"] else None
-        kills[number] = Kill(**record | {"outcome": outcome})
-    return kills, len(written["kills"]), written["seed"]
 
 
 def table(kills: list[Kill]) -> Table:
@@ -175,19 +198,21 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--run-dir", type=Path, default=PROJECT / "outputs" / "chaos", help="made anew")
     parser.add_argument("--out", type=Path, default=PROJECT / "benchmarks" / "chaos.json")
-    parser.add_argument("--resume", action="store_true", help="carry out what is left of the plan in OUT")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with OUT: the rest of its plan, then again what led to a problem"
+    )
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the run is ended
     console = Console()
-    kills, done, seed = plan(options.kills, options.seed), 0, options.seed
     if options.resume:
-        kills, done, seed = read(options.out)
+        record = read(options.out)
     else:
+        record = Record(options.out, options.seed, plan(options.kills, options.seed))
         shutil.rmtree(options.run_dir, ignore_errors=True)
-    console.print(f"seed {seed}, {len(kills)} kills, {done} of them carried out")
-    run(kills, done, options.run_dir, console, options.out, seed)
-    console.print(table(kills))
-    return 1 if any(kill.problems for kill in kills) else 0
+    console.print(f"seed {record.seed}, {len(record.kills)} kills, {record.done} of them carried out")
+    run(record, options.run_dir, console)
+    console.print(table(record.kills))
+    return 1 if any(kill.problems for kill in record.kills) else 0
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos import STARTING, Kill, plan, problems_of, read, table, write
+from benchmarks.chaos import STARTING, Kill, Record, plan, problems_of, read, table
 from benchmarks.victims import TITLES, Outcome
 
 
@@ -36,10 +36,16 @@ def test_what_is_wrong_with_an_end(outcome: Outcome, problem: str | None) -> Non
     assert problems_of(Kill("trainer", "rollout", 0.1, outcome=outcome), pid=5) == ([problem] if problem else [])
 
 
-def test_an_interrupted_plan_is_read_back(tmp_path: Path) -> None:
+def test_an_interrupted_plan_is_gone_on_with_and_what_went_wrong_is_done_again(tmp_path: Path) -> None:
     kills = plan(4, seed=3)
-    kills[0].outcome, kills[0].problems, kills[0].resumed_step = Outcome(1.5, 1, "x", []), ["y"], 2
-    write(tmp_path / "chaos.json", kills, 1, seed=3)
-    assert read(tmp_path / "chaos.json") == (kills, 1, 3)
-    assert len(json.loads((tmp_path / "chaos.json").read_text())["kills"]) == 1
+    for kill, problems in zip(kills, (["y"], []), strict=False):
+        kill.outcome, kill.problems, kill.resumed_step = Outcome(1.5, 1, "x", []), problems, 2
+    Record(tmp_path / "chaos.json", 3, kills).write(2)
+    assert [len(json.loads((tmp_path / "chaos.json").read_text())[key]) for key in ("kills", "to_do")] == [2, 2]
+    found = read(tmp_path / "chaos.json")
+    assert found.kills == [kills[1], *kills[2:], plan(4, seed=3)[0]]
+    assert (found.done, found.seed) == (1, 3)
+    assert [(kill["kind"], kill["problems"]) for kill in found.wrong_before] == [(kills[0].kind, ["y"])]
     assert table(kills).row_count == 4
+    found.write(1)
+    assert read(tmp_path / "chaos.json") == found
