@@ -258,7 +258,8 @@ class Cluster:
 
 
 def _netns(host: str) -> str:
-    return f"flowrl-{host}"
+    """Of this process: another cluster may run, or have been left behind by a test that was killed."""
+    return f"flowrl-{os.getpid()}-{host}"
 
 
 def _address(host: str) -> str:

@@ -61,7 +61,7 @@ def test_a_run_that_reaches_its_time_limit_goes_on_afterwards(cluster: Cluster, 
     saved = int((run_dir / "checkpoints" / "latest_checkpointed_iteration.txt").read_text())
     cluster.wait(job, "RUNNING", timeout_s=60, restarts=1)
     until(cluster, job, output, f"continuing after step {saved}", 300)
-    until(cluster, job, output, f"step {saved + 1}/", 300)
+    until(cluster, job, output, f" {saved + 1}/10000", 300)
     cluster.run("scancel", job)
     cluster.wait(job, "CANCELLED", timeout_s=120, restarts=1)
     steps = [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
