@@ -4,7 +4,9 @@ Ray tells of an actor's death whoever asks that actor for something. Some of ver
 polls for rollouts that no one makes any more, a socket waits for a peer that is gone.
 """
 
+import os
 import re
+import select
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -115,7 +117,8 @@ class Supervisor:
         grace_s: float = GRACE_S,
     ) -> None:
         self._end, self._on_stall, self._watchdog_s, self._grace_s = end, on_stall, watchdog_s, grace_s
-        self._members: list[Member] = []
+        self._members: dict[int, Member] = {}  # by a descriptor that is readable once the process has ended
+        self._exits = select.epoll()
         self._deaths: list[Death] = []
         self._phase, self._progress = "starting", time.time()
         self._closing, self._failing_since = False, None
@@ -157,7 +160,7 @@ class Supervisor:
         return None
 
     def _watch(self, stop: threading.Event) -> None:
-        while not stop.wait(POLL_S):
+        while not stop.is_set():
             self._look()
             now = time.time()
             if self._deaths and not self._closing:
@@ -165,18 +168,39 @@ class Supervisor:
                 if now - since > (self._grace_s if self._failing_since is None else FAILING_GRACE_S):
                     return self._end(ProcessDied(str(self._deaths[0])))
             if self._watchdog_s is not None and now - self._progress > self._watchdog_s:
-                self._on_stall([m for m in self._members if runs(m.process)])
+                self._on_stall([m for m in self._members.values() if runs(m.process)])
                 return self._end(Stalled(f"no progress in {self._watchdog_s:g} s, in phase {self._phase!r}"))
+            self._exits.poll(POLL_S)  # no longer once one ends: the first is the cause
 
     def _look(self) -> None:
         """Note who is there and who is no more."""
         with self._lock:
-            alive = {process for process in descendants(psutil.Process()) if runs(process)}
-            gone = [m for m in self._members if m.process not in alive]
-            deaths = [Death(lost, signal_that_ended(lost.process.pid), time.time()) for lost in gone]
-            # Who was killed took along its children, which may be killed with it, and those that ended by themselves.
-            dead = {m.process.pid for m in gone}
-            self._deaths += sorted(
-                deaths, key=lambda death: (death.member.parent in dead, death.signal is None, death.member.rank)
-            )
-            self._members = [m for m in map(member, alive) if m is not None]
+            self._note_deaths()
+            there = {process: member(process) for process in descendants(psutil.Process()) if runs(process)}
+            known = {m.process: descriptor for descriptor, m in self._members.items()}
+            for process, found in there.items():
+                if found is not None and process not in known:
+                    self._watch_over(found)
+            for process, descriptor in known.items():
+                if there.get(process) is None and runs(process):  # who has ended since is a death, of the next look
+                    self._forget(descriptor)
+
+    def _note_deaths(self) -> None:
+        gone = [self._forget(descriptor) for descriptor, _ in self._exits.poll(0)]
+        deaths = [Death(lost, signal_that_ended(lost.process.pid), time.time()) for lost in gone]
+        # Who was killed took along its children, which may be killed with it, and those that ended by themselves.
+        dead = {m.process.pid for m in gone}
+        self._deaths += sorted(
+            deaths, key=lambda death: (death.member.parent in dead, death.signal is None, death.member.rank)
+        )
+
+    def _watch_over(self, found: Member) -> None:
+        with suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(found.process.pid)
+            self._members[descriptor] = found
+            self._exits.register(descriptor, select.EPOLLIN)
+
+    def _forget(self, descriptor: int) -> Member:
+        self._exits.unregister(descriptor)
+        os.close(descriptor)
+        return self._members.pop(descriptor)

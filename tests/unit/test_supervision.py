@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+import psutil
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 
@@ -83,8 +84,6 @@ def kill(process: subprocess.Popen, reap: bool = True) -> None:
     ],
 )
 def test_kinds(start: Start, title: str, kind: str | None) -> None:
-    import psutil
-
     process = start(title)
     time.sleep(0.1)
     found = member(psutil.Process(process.pid))
@@ -113,8 +112,6 @@ def test_the_one_that_took_the_others_along_is_named(start: Start) -> None:
 
 def test_who_was_killed_comes_before_who_ended_by_itself(start: Start) -> None:
     """The node service is a child of the main process, so that its signal is known; its agents aren't."""
-    import psutil
-
     agent, node_service, watched = start("ray::RuntimeEnvAgent"), start("/x/raylet"), Watched()
     time.sleep(0.2)
     watched.supervisor._look()
@@ -144,6 +141,38 @@ def test_a_process_comes_before_the_child_that_is_killed_with_it(monkeypatch: py
     )
 
 
+def test_who_ended_first_is_named_although_others_follow(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervision, "POLL_S", 2.0)
+    agents, watched = [start("ray::RuntimeEnvAgent"), start("ray::DashboardAgent")], Watched()
+    time.sleep(0.2)
+    with watched.supervisor.watching():
+        time.sleep(0.3)
+        for agent in (*agents, start("/x/raylet")):
+            agent.kill()
+            time.sleep(0.1)
+        assert watched.called.wait(5)
+    assert (
+        str(watched.faults[0])
+        == f"an agent of Ray's node service (RuntimeEnvAgent, pid {agents[0].pid}) was ended by SIGKILL"
+    )
+
+
+def test_a_death_while_it_looks_around_is_noticed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the list of processes and the look at one's title."""
+    worker, watched, look_at = start("ray::WorkerDict"), Watched(), supervision.member
+    time.sleep(0.2)
+    watched.supervisor._look()
+
+    def too_late(process: psutil.Process) -> Member | None:
+        if process.pid == worker.pid:
+            kill(worker)
+        return look_at(process)
+
+    monkeypatch.setattr(supervision, "member", too_late)
+    watched.supervisor._look()
+    assert "WorkerDict" in str(watched.supervisor.fault_behind(RuntimeError("x")))
+
+
 def test_who_comes_and_goes_is_no_death(start: Start) -> None:
     processes, watched = [start("ray::IDLE"), start("ray::get_node_ip")], Watched()
     with watched.supervisor.watching():
@@ -162,7 +191,7 @@ def test_a_fork_of_a_worker_is_no_worker() -> None:
     try:
         with watched.supervisor.watching():
             assert not watched.called.wait(2)
-            assert [m.process.pid for m in watched.supervisor._members] == [worker.pid]
+            assert [m.process.pid for m in watched.supervisor._members.values()] == [worker.pid]
     finally:
         worker.kill()
         worker.wait()
