@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 from xdist.scheduler import LoadScopeScheduling
+
+# What OmegaConf takes its parser from. The tests compose a configuration hundreds of times, and this one is in C.
+yaml.SafeLoader = yaml.CSafeLoader
 
 CPU = OmegaConf.load(Path(__file__).resolve().parents[1] / "configs" / "cluster" / "cpu.yaml")
 os.environ |= {name: str(value) for name, value in CPU.ray_kwargs.ray_init.runtime_env.env_vars.items()}
