@@ -72,8 +72,7 @@ class Victim:
         self.run_dir, self.events = run_dir, run_dir / "events.jsonl"
         run_dir.mkdir(parents=True, exist_ok=True)
         self._output = (run_dir / "console.log").open("w+")
-        there = self.events.stat() if self.events.exists() else None
-        self._seen = (there.st_ino, there.st_size) if there else None
+        self._before = self.events.stat() if self.events.exists() else None
         self.started = time.time()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "recipe.flowrl.main_flowrl", *SMALL, f"run_dir={run_dir}", *overrides],
@@ -171,10 +170,9 @@ class Victim:
         if not self.events.exists():
             return []
         with self.events.open("rb") as file:
-            if (
-                self._seen and self._seen[0] == os.fstat(file.fileno()).st_ino
-            ):  # else the run has begun a file of its own
-                file.seek(self._seen[1])
+            # A run that starts from scratch begins another file.
+            if self._before and self._before.st_ino == os.fstat(file.fileno()).st_ino:
+                file.seek(self._before.st_size)
             return [json.loads(line) for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
 
     def _count(self, phase: str) -> int:

@@ -13,7 +13,8 @@ from xdist.scheduler import LoadScopeScheduling
 # What OmegaConf takes its parser from. The tests compose a configuration hundreds of times, and this one is in C.
 yaml.SafeLoader = yaml.CSafeLoader
 
-CPU = OmegaConf.load(Path(__file__).resolve().parents[1] / "configs" / "cluster" / "cpu.yaml")
+PROJECT = Path(__file__).resolve().parents[1]
+CPU = OmegaConf.load(PROJECT / "configs" / "cluster" / "cpu.yaml")
 os.environ |= {name: str(value) for name, value in CPU.ray_kwargs.ray_init.runtime_env.env_vars.items()}
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -22,7 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 def prepared() -> None:
     """The data and the base policy of ``experiment=countdown_cpu``, made once a machine: minutes."""
     command = [sys.executable, "-m", "recipe.flowrl.prepare", "countdown", "tiny_qwen2"]
-    subprocess.run(command, cwd=Path(__file__).resolve().parents[1], check=True, timeout=1500)
+    subprocess.run(command, cwd=PROJECT, check=True, timeout=1500)
 
 
 class OneStackAtATime(LoadScopeScheduling):

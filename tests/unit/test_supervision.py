@@ -135,10 +135,8 @@ def test_a_process_comes_before_the_child_that_is_killed_with_it(monkeypatch: py
     os.kill(engine, signal.SIGKILL)
     server.kill()
     server.communicate()
-    assert (
-        str(watched.supervisor.fault_behind(RuntimeError("x")))
-        == f"a vLLM server (CPUHttpServer, pid {server.pid}) died"
-    )
+    fault = watched.supervisor.fault_behind(RuntimeError("x"))
+    assert str(fault) == f"a vLLM server (CPUHttpServer, pid {server.pid}) died"
 
 
 def test_who_ended_first_is_named_although_others_follow(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,10 +149,8 @@ def test_who_ended_first_is_named_although_others_follow(start: Start, monkeypat
             agent.kill()
             time.sleep(0.1)
         assert watched.called.wait(5)
-    assert (
-        str(watched.faults[0])
-        == f"an agent of Ray's node service (RuntimeEnvAgent, pid {agents[0].pid}) was ended by SIGKILL"
-    )
+    first = f"an agent of Ray's node service (RuntimeEnvAgent, pid {agents[0].pid})"
+    assert str(watched.faults[0]) == f"{first} was ended by SIGKILL"
 
 
 def test_a_death_while_it_looks_around_is_noticed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

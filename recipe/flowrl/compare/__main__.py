@@ -58,22 +58,25 @@ def run_study(study: Study, directory: Path, name: str, console: RunConsole) -> 
     """
     from recipe.flowrl.compare.evaluation import evaluate, final_checkpoint, training_record
 
-    _check_settings(study, directory)
     base, puzzles = _prepare(study, console)
+    _check_settings(study, directory)  # what can't be composed is no setting of a run
     base_file = directory / "base.json"
     if not base_file.exists():
         with console.phase("evaluating the base policy"):
             write_json(base_file, evaluate(None, base, puzzles, study.puzzles, study.samples))
     lr = _learning_rates(study, directory, console)
     runs = [(seed, variant) for seed in study.seeds for variant in study.variants.values()]
-    done = [(_run_dir(directory, variant, lr, seed) / EVALUATION).exists() for seed, variant in runs]
-    todo = [run for run, is_done in zip(runs, done, strict=True) if not is_done]
+    todo = [
+        (seed, variant)
+        for seed, variant in runs
+        if not (_run_dir(directory, variant, lr[variant.name], seed) / EVALUATION).exists()
+    ]
     # Torch's generator, which the samples are drawn from, is the process's.
     started, one_at_a_time, ended = time.time(), threading.Lock(), 0
 
     def carry_out(seed: int, variant: Variant) -> None:
         nonlocal ended
-        run_dir = _run_dir(directory, variant, lr, seed)
+        run_dir = _run_dir(directory, variant, lr[variant.name], seed)
         _train(study, variant, seed, lr[variant.name], run_dir, console)
         with one_at_a_time, console.phase(f"evaluating {variant.name}, seed {seed}"):
             measured = evaluate(final_checkpoint(run_dir), base, puzzles, study.puzzles, study.samples)
@@ -99,9 +102,9 @@ def _side_by_side(tasks: Sequence[Callable[[], None]], jobs: int) -> None:
             raise
 
 
-def _run_dir(directory: Path, variant: Variant, lr: dict[str, float], seed: int) -> Path:
+def _run_dir(directory: Path, variant: Variant, lr: float, seed: int) -> Path:
     """A run of a sweep stands where the run with the learning rate that was chosen does: it isn't done twice."""
-    return directory / variant.name / f"lr_{lr[variant.name]:g}" / f"seed_{seed}"
+    return directory / variant.name / f"lr_{lr:g}" / f"seed_{seed}"
 
 
 def _check_settings(study: Study, directory: Path) -> None:
@@ -111,8 +114,7 @@ def _check_settings(study: Study, directory: Path) -> None:
         UserError: those that are there have something else.
     """
     file = directory / "settings.json"
-    ours = {key: getattr(study, key) for key in ("experiment", *_MEASURED, "overrides")}
-    ours["overrides"] = list(study.overrides)
+    ours = {key: getattr(study, key) for key in ("experiment", *_MEASURED)} | {"overrides": list(study.overrides)}
     if not file.exists():
         write_json(file, ours)
         return
@@ -142,7 +144,7 @@ def _learning_rates(study: Study, directory: Path, console: RunConsole) -> dict[
 
     seed = study.seeds[0]
     run_dirs = {
-        (name, lr): _run_dir(directory, variant, {name: lr}, seed)
+        (name, lr): _run_dir(directory, variant, lr, seed)
         for lr in study.lrs
         for name, variant in study.variants.items()
     }
@@ -188,7 +190,7 @@ def _collect(study: Study, directory: Path, lr: dict[str, float]) -> dict[str, A
     runs: dict[str, dict[str, Any]] = {}
     for variant in study.variants.values():
         for seed in study.seeds:
-            path = _run_dir(directory, variant, lr, seed) / EVALUATION
+            path = _run_dir(directory, variant, lr[variant.name], seed) / EVALUATION
             if path.exists():
                 runs.setdefault(variant.name, {})[str(seed)] = json.loads(path.read_text())
     facts = dataclasses.asdict(dataclasses.replace(study, variants={}))
