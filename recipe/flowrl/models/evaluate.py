@@ -40,10 +40,9 @@ def solutions(texts: Sequence[str], puzzles: Sequence[Puzzle]) -> list[list[str]
         puzzles: in the same order.
     """
     samples = len(texts) // len(puzzles)
-    return [
-        [
-            compute_score(SOURCE, answer, puzzle.ground_truth)["solution"]
-            for answer in texts[index * samples : (index + 1) * samples]
-        ]
-        for index, puzzle in enumerate(puzzles)
-    ]
+    found = []
+    for index, puzzle in enumerate(puzzles):
+        answers = texts[index * samples : (index + 1) * samples]
+        forms = {answer: compute_score(SOURCE, answer, puzzle.ground_truth)["solution"] for answer in set(answers)}
+        found.append([forms[answer] for answer in answers])
+    return found
