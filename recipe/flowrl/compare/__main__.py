@@ -218,7 +218,7 @@ def _parse(arguments: list[str]) -> tuple[Study, Path, str]:
         raise UserError(f"study={name}: unknown; there are {', '.join(STUDIES)}")
     study = STUDIES[name]
     try:
-        changes: dict[str, Any] = {"overrides": tuple(extra)}
+        changes: dict[str, Any] = {"overrides": (*study.overrides, *extra)}
         if "seeds" in own:
             changes["seeds"] = tuple(int(seed) for seed in own["seeds"].split(","))
         if "lrs" in own:
