@@ -46,6 +46,9 @@ def test_every_run_is_measured(study: Path) -> None:
         for temperature in ("0.6", "1.0"):
             assert all(0 <= correct <= 16 for correct in system[temperature]["correct"])
     assert result["base"]["1.0"]["kl_to_base"] == pytest.approx([0.0] * 4, abs=1e-5)
+    assert all(
+        0 <= correct <= 16 for temperature in ("0.2", "0.4") for correct in result["base"][temperature]["correct"]
+    )
     page = (study / "countdown.html").read_text()
     assert all(algo in page for algo in ALGORITHMS) and "<svg" in page
 

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import recipe.flowrl.compare.__main__ as compare
 from recipe.flowrl.compare import evaluation
-from recipe.flowrl.compare.report import summary, write_report
+from recipe.flowrl.compare.measures import differences, summary
+from recipe.flowrl.compare.report import write_report
 from recipe.flowrl.compare.statistics import bootstrap, pass_at_k, powers_of_two
 from recipe.flowrl.compare.studies import STUDIES, Study
 from recipe.flowrl.errors import UserError
@@ -85,10 +86,26 @@ def test_sampling_is_repeatable_and_scored_like_single_sequences(policy: tuple[A
         assert log_probs[row].item() == pytest.approx(expected.item(), abs=1e-4)
 
 
+def test_cold_samples_are_what_the_model_alone_says_for_each_prompt(policy: tuple[Any, Any]) -> None:
+    """Reading a padded prompt once for all its samples changes nothing."""
+    model, tokenizer = policy
+    prompts = ["1 2 -> 3", "10 20 30 -> 4"]
+    drawn = sample(model, tokenizer, prompts, 3, temperature=1e-4, max_new_tokens=8)
+    for row, prompt in enumerate(prompt for prompt in prompts for _ in range(3)):
+        turn = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        tokens = tokenizer(text, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            for _ in range(8):
+                tokens = torch.cat([tokens, model(tokens).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+        assert drawn.rows[row, -8:].tolist() == tokens[0, -8:].tolist()
+    assert sequence_log_probs(model, drawn).view(2, 3).std(-1).tolist() == [0.0, 0.0]
+
+
 def measured(correct: list[int], distinct: list[int]) -> dict[str, Any]:
     rows = {"correct": correct, "correct_16": [min(c, 16) for c in correct], "distinct": distinct}
     entropy = {"entropy": [1.0] * len(correct), "kl_to_base": [0.0] * len(correct)}
-    return {"exist": [10] * len(correct), "0.6": rows, "1.0": rows | entropy}
+    return {"exist": [10] * len(correct), "0.2": rows, "0.4": rows, "0.6": rows, "1.0": rows | entropy}
 
 
 def test_summary() -> None:
@@ -99,6 +116,18 @@ def test_summary() -> None:
     assert result["avg@16"][1] <= 0.75 <= result["avg@16"][2]
 
 
+def test_differences_are_paired_by_puzzle_and_seed() -> None:
+    """Puzzles differ much more than the two systems do: unpaired intervals would hold zero."""
+    mine = {str(seed): {"evaluation": measured([16, 1 + seed], [5, 1])} for seed in (0, 1, 2)}
+    theirs = {str(seed): {"evaluation": measured([15, seed], [5, 1])} for seed in (2, 1, 0)}
+    found = differences(mine, theirs, 1.0, 16)
+    assert found["avg@16"] == pytest.approx((1 / 16, 1 / 16, 1 / 16))
+    assert found["coverage"] == pytest.approx((0, 0, 0))
+    only_one = differences(mine, {"1": theirs["0"]}, 1.0, 16)
+    assert only_one["avg@16"][0] == pytest.approx((1 + 2) / 2 / 16), "the seed that both have"
+    assert differences(mine, {"3": theirs["0"]}, 1.0, 16) == {}
+
+
 def test_report_shows_every_system(tmp_path: Path) -> None:
     record = {"curves": {"solve_rate": [[1, 2], [0.1, 0.2]]}, "grad_norm_max": 12.5, "non_finite_steps": [2]}
     run = {"lr": 1e-4, "evaluation": measured([4, 8], [1, 2]), "training": record}
@@ -107,9 +136,17 @@ def test_report_shows_every_system(tmp_path: Path) -> None:
     study["runs"] = {name: {"0": run, "1": run} for name in ("grpo", "flowrl")}
     (tmp_path / "countdown.json").write_text(json.dumps(study))
     html = write_report(tmp_path, "countdown").read_text()
-    for part in ("base", "grpo", "flowrl", "12.5", "avg@16", "pass@16"):
+    for part in ("base", "grpo", "flowrl", "12.5", "avg@16", "pass@16", "Against grpo", "T = 0.2"):
         assert part in html
-    assert html.count("<svg") == 3
+    assert html.count("<svg") == 4
+
+
+def test_report_of_one_system_compares_nothing(tmp_path: Path) -> None:
+    record = {"curves": {"solve_rate": [[1], [0.1]]}, "grad_norm_max": 1.0, "non_finite_steps": []}
+    study = {"study": {"seeds": [0], "steps": 1, "samples": 16}, "lr": {"grpo": 1e-4}, "base": measured([2], [1])}
+    study["runs"] = {"grpo": {"0": {"lr": 1e-4, "evaluation": measured([4], [1]), "training": record}}}
+    (tmp_path / "countdown.json").write_text(json.dumps(study))
+    assert "Against" not in write_report(tmp_path, "countdown").read_text()
 
 
 @pytest.mark.parametrize("study", STUDIES)

@@ -14,6 +14,8 @@ from recipe.flowrl.reporting import names
 from recipe.flowrl.reporting.load import load_run
 
 TEMPERATURES = (0.6, 1.0)
+BASE_TEMPERATURES = (0.2, 0.4, *TEMPERATURES)
+"""The base policy is sampled colder as well: what a policy is worth that was trained beyond making it surer."""
 MAX_NEW_TOKENS = 32
 _CURVES = {"solve_rate": names.SOLVE_RATE, "grad_norm": names.GRAD_NORM, "distinct": names.DISTINCT}
 
@@ -22,7 +24,7 @@ def evaluate(checkpoint: Path | None, base: Path, puzzles_file: Path, limit: int
     """Sample puzzles ``samples`` times at each of :data:`TEMPERATURES`.
 
     Args:
-        checkpoint: ``.../global_step_N``; None is the base policy itself.
+        checkpoint: ``.../global_step_N``; None is the base policy itself, at :data:`BASE_TEMPERATURES`.
         base: model directory of the base policy.
         puzzles_file: parquet in verl's schema.
         limit: puzzles to take, from the first.
@@ -39,7 +41,7 @@ def evaluate(checkpoint: Path | None, base: Path, puzzles_file: Path, limit: int
     tokenizer = AutoTokenizer.from_pretrained(base)
     prompts = [puzzle.prompt for puzzle in puzzles]
     result: dict[str, Any] = {"exist": [puzzle.n_solutions for puzzle in puzzles]}
-    for temperature in TEMPERATURES:
+    for temperature in BASE_TEMPERATURES if checkpoint is None else TEMPERATURES:
         drawn = sample(policy, tokenizer, prompts, samples, temperature=temperature, max_new_tokens=MAX_NEW_TOKENS)
         found = solutions(drawn.texts, puzzles)
         measures = {

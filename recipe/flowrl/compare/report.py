@@ -1,6 +1,7 @@
 """The report of a study: table, pass@k, coverage against accuracy, training curves, stability."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from recipe.flowrl.compare.evaluation import TEMPERATURES
+from recipe.flowrl.compare.evaluation import BASE_TEMPERATURES, TEMPERATURES
+from recipe.flowrl.compare.measures import differences, summary
 from recipe.flowrl.compare.statistics import bootstrap, pass_at_k, powers_of_two
 from recipe.flowrl.reporting.figures import smooth
 from recipe.flowrl.reporting.page import Section, Table, svg, write_page
@@ -20,6 +22,10 @@ _INTRO = (
     "associativity."
 )
 
+Styles = dict[str, dict[str, Any]]
+
+_BASE_STYLE = {"color": "#555555", "linestyle": "-", "marker": "D"}
+
 
 def write_report(directory: Path, name: str) -> Path:
     """Write ``directory/NAME.html`` from ``directory/NAME.json``; returns its path."""
@@ -28,46 +34,27 @@ def write_report(directory: Path, name: str) -> Path:
     names, samples = list(study["runs"]), facts["samples"]
     systems = {"base": [study["base"]]}
     systems |= {name: [run["evaluation"] for run in study["runs"][name].values()] for name in names}
-    colors = dict(zip(systems, ["#555555", *_colors(len(names))], strict=True))
+    styles = dict(zip(systems, [_BASE_STYLE, *map(_style, range(len(names)))], strict=True))
     sections = [
         Section(f"Held-out puzzles at T = {temperature}", "", table=_table(systems, temperature, samples))
         for temperature in TEMPERATURES
     ]
+    if len(names) > 1:
+        sections.append(_against(study["runs"], names[0], samples))
     sections += [
-        Section("pass@k", "Unbiased; T = 1.", figure=svg(_pass_at_k_figure(systems, colors, samples))),
+        Section("pass@k", "Unbiased; T = 1.", figure=svg(_pass_at_k_figure(systems, styles, samples))),
         Section(
             "Coverage against accuracy",
-            "One point an algorithm, mean over seeds, T = 1. Up and to the right is better.",
-            figure=svg(_coverage_figure(systems, colors, samples)),
+            "One point an algorithm, mean over seeds, T = 1. Up and to the right is better. The line is the base "
+            "policy, untrained and sampled colder: what lies on it only became surer.",
+            figure=svg(_coverage_figure(systems, styles, samples)),
         ),
-        Section("Training", "Solve rate of the rollouts, running mean.", figure=svg(_training_figure(study, colors))),
+        Section("Training", "Solve rate of the rollouts, running mean.", figure=svg(_training_figure(study, styles))),
         Section("Stability", "Over all seeds.", table=_stability(study)),
     ]
     seeds = ", ".join(sorted({seed for runs in study["runs"].values() for seed in runs}, key=int))
     intro = _INTRO.format(**facts | {"seeds": seeds, "puzzles": len(study["base"]["exist"])})
     return write_page(directory / f"{name}.html", f"Comparison: {name}", intro, sections)
-
-
-def summary(runs: list[dict[str, Any]], temperature: float, samples: int) -> dict[str, tuple[float, float, float]]:
-    """Each measure of a system with its interval.
-
-    Args:
-        runs: what :func:`evaluate` returned, one for each seed.
-        temperature: of the samples.
-        samples: of each puzzle.
-    """
-    exist = np.array(runs[0]["exist"], dtype=float)
-    columns = {
-        name: np.array([run[str(temperature)][name] for run in runs], dtype=float) for name in runs[0][str(temperature)]
-    }
-    measures = {
-        "avg@16": columns["correct_16"] / 16,
-        f"pass@{samples}": pass_at_k(columns["correct"], samples, samples),
-        "distinct": columns["distinct"],
-        "coverage": columns["distinct"] / exist,
-    }
-    measures |= {name: columns[name] for name in ("entropy", "kl_to_base") if name in columns}
-    return {name: bootstrap(values) for name, values in measures.items()}
 
 
 def _table(systems: dict[str, list[dict[str, Any]]], temperature: float, samples: int) -> Table:
@@ -84,16 +71,42 @@ def _interval(measure: str, value: float, low: float, high: float) -> str:
     return f"{100 * value:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _pass_at_k_figure(systems: dict[str, list[dict[str, Any]]], colors: dict[str, Any], samples: int) -> Figure:
+def _against(runs: dict[str, dict[str, dict[str, Any]]], reference: str, samples: int) -> Section:
+    measures = ("avg@16", f"pass@{samples}", "coverage")
+    found = {name: differences(runs[name], runs[reference], 1.0, samples) for name in runs if name != reference}
+    found = {name: difference for name, difference in found.items() if difference}
+    text = (
+        f"Points of percent more than {reference}, T = 1, paired by puzzle and seed; 95% intervals, not corrected for "
+        f"their number ({len(found)} in each panel: one in twenty lies beside zero by chance)."
+    )
+    return Section(f"Against {reference}", text, figure=svg(_differences_figure(found, measures)))
+
+
+def _differences_figure(found: dict[str, dict[str, tuple[float, float, float]]], measures: Sequence[str]) -> Figure:
+    figure = Figure(figsize=(11, 1.2 + 0.24 * len(found)), layout="constrained")
+    rows = np.arange(len(found))[::-1]
+    for axes, measure in zip(figure.subplots(1, len(measures), sharey=True), measures, strict=True):
+        value, low, high = 100 * np.array([difference[measure] for difference in found.values()]).reshape(-1, 3).T
+        axes.axvline(0, color="#16181d", linewidth=0.8)
+        clear = (low > 0) | (high < 0)
+        for chosen, color in ((clear, "#d9480f"), (~clear, "#868e96")):
+            spans = [(value - low)[chosen], (high - value)[chosen]]
+            axes.errorbar(value[chosen], rows[chosen], xerr=spans, fmt="o", color=color, markersize=4, elinewidth=1.2)
+        axes.set_yticks(rows, list(found))
+        axes.set_ylim(-0.7, len(found) - 0.3)
+        axes.set_title(measure, fontsize=10)
+        axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def _pass_at_k_figure(systems: dict[str, list[dict[str, Any]]], styles: Styles, samples: int) -> Figure:
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     axes = figure.add_subplot()
     ks = powers_of_two(samples)
     for name, runs in systems.items():
         correct = np.array([run["1.0"]["correct"] for run in runs])
         rates = [bootstrap(pass_at_k(correct, samples, k)) for k in ks]
-        axes.plot(ks, [100 * rate[0] for rate in rates], "o-", color=colors[name], label=name, markersize=3)
-        low, high = ([100 * rate[end] for rate in rates] for end in (1, 2))
-        axes.fill_between(ks, low, high, color=colors[name], alpha=0.08)
+        axes.plot(ks, [100 * rate[0] for rate in rates], **styles[name], label=name, markersize=3)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ks, [str(k) for k in ks])
     axes.set_xlabel("k")
@@ -103,9 +116,14 @@ def _pass_at_k_figure(systems: dict[str, list[dict[str, Any]]], colors: dict[str
     return figure
 
 
-def _coverage_figure(systems: dict[str, list[dict[str, Any]]], colors: dict[str, Any], samples: int) -> Figure:
+def _coverage_figure(systems: dict[str, list[dict[str, Any]]], styles: Styles, samples: int) -> Figure:
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     axes = figure.add_subplot()
+    colder = [summary(systems["base"], temperature, samples) for temperature in BASE_TEMPERATURES]
+    line = 100 * np.array([[measures["avg@16"][0], measures["coverage"][0]] for measures in colder])
+    axes.plot(*line.T, color=_BASE_STYLE["color"], linewidth=1, zorder=0)
+    for (x, y), temperature in zip(line, BASE_TEMPERATURES, strict=True):
+        axes.annotate(f"T = {temperature}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
     for name, runs in systems.items():
         measures = summary(runs, 1.0, samples)
         (x, *x_ends), (y, *y_ends) = measures["avg@16"], measures["coverage"]
@@ -114,8 +132,7 @@ def _coverage_figure(systems: dict[str, list[dict[str, Any]]], colors: dict[str,
             100 * y,
             xerr=[[100 * (x - x_ends[0])], [100 * (x_ends[1] - x)]],
             yerr=[[100 * (y - y_ends[0])], [100 * (y_ends[1] - y)]],
-            fmt="o",
-            color=colors[name],
+            **styles[name] | {"linestyle": "none"},
             elinewidth=0.8,
             label=name,
         )
@@ -126,14 +143,15 @@ def _coverage_figure(systems: dict[str, list[dict[str, Any]]], colors: dict[str,
     return figure
 
 
-def _training_figure(study: dict[str, Any], colors: dict[str, Any]) -> Figure:
+def _training_figure(study: dict[str, Any], styles: Styles) -> Figure:
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     axes = figure.add_subplot()
     for name, runs in study["runs"].items():
         for index, run in enumerate(runs.values()):
             steps, values = run["training"]["curves"]["solve_rate"]
             label = name if index == 0 else None
-            axes.plot(steps, 100 * smooth(np.array(values)), color=colors[name], label=label, linewidth=1.1)
+            style = styles[name] | {"marker": None}
+            axes.plot(steps, 100 * smooth(np.array(values)), **style, label=label, linewidth=1.1)
     axes.set_xlabel("step")
     axes.set_ylabel("solve rate, %")
     axes.grid(alpha=0.3)
@@ -151,6 +169,12 @@ def _stability(study: dict[str, Any]) -> Table:
     return Table(["", "learning rate", "largest gradient norm", "steps with a non-finite metric"], rows)
 
 
-def _colors(number: int) -> list[Any]:
+def _style(index: int) -> dict[str, Any]:
+    """Color, line and marker of the ``index``-th algorithm: no two alike."""
     palette = matplotlib.colormaps["tab20"].colors
-    return [palette[index % len(palette)] for index in range(number)]
+    again = index >= len(palette)
+    return {
+        "color": palette[index % len(palette)],
+        "linestyle": "--" if again else "-",
+        "marker": "s" if again else "o",
+    }

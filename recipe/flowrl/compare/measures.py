@@ -1,0 +1,52 @@
+"""From the counts of an evaluation to measures with intervals: of a system, and of one against another."""
+
+from typing import Any
+
+import numpy as np
+
+from recipe.flowrl.compare.statistics import bootstrap, pass_at_k
+
+
+def summary(runs: list[dict[str, Any]], temperature: float, samples: int) -> dict[str, tuple[float, float, float]]:
+    """Each measure of a system with its interval.
+
+    Args:
+        runs: what :func:`evaluate` returned, one for each seed.
+        temperature: of the samples.
+        samples: of each puzzle.
+    """
+    return {name: bootstrap(values) for name, values in _measures(runs, temperature, samples).items()}
+
+
+def differences(
+    runs: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]], temperature: float, samples: int
+) -> dict[str, tuple[float, float, float]]:
+    """``runs`` minus ``other`` in each measure, with its interval, paired by puzzle and by the seeds that both have.
+
+    Args:
+        runs, other: seed -> a run of the study; no seed in common gives nothing.
+        temperature: of the samples.
+        samples: of each puzzle.
+    """
+    seeds = [seed for seed in runs if seed in other]
+    if not seeds:
+        return {}
+    mine, theirs = (
+        _measures([system[seed]["evaluation"] for seed in seeds], temperature, samples) for system in (runs, other)
+    )
+    return {name: bootstrap(mine[name] - theirs[name]) for name in mine}
+
+
+def _measures(runs: list[dict[str, Any]], temperature: float, samples: int) -> dict[str, np.ndarray]:
+    """(seeds, puzzles) of each measure."""
+    exist = np.array(runs[0]["exist"], dtype=float)
+    columns = {
+        name: np.array([run[str(temperature)][name] for run in runs], dtype=float) for name in runs[0][str(temperature)]
+    }
+    measures = {
+        "avg@16": columns["correct_16"] / 16,
+        f"pass@{samples}": pass_at_k(columns["correct"], samples, samples),
+        "distinct": columns["distinct"],
+        "coverage": columns["distinct"] / exist,
+    }
+    return measures | {name: columns[name] for name in ("entropy", "kl_to_base") if name in columns}
