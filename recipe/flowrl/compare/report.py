@@ -49,7 +49,12 @@ def write_report(directory: Path, name: str) -> Path:
             "policy, untrained and sampled colder: what lies on it only became surer.",
             figure=svg(_coverage_figure(systems, styles, samples)),
         ),
-        Section("Training", "Solve rate of the rollouts, running mean.", figure=svg(_training_figure(study, styles))),
+        Section(
+            "Training",
+            "Solve rate of the rollouts, mean over seeds, running mean. Each step has other puzzles, the same for all "
+            "algorithms but those that draw anew (dapo, prorl).",
+            figure=svg(_training_figure(study, styles)),
+        ),
         Section("Stability", "Over all seeds.", table=_stability(study)),
     ]
     seeds = ", ".join(sorted({seed for runs in study["runs"].values() for seed in runs}, key=int))
@@ -147,11 +152,10 @@ def _training_figure(study: dict[str, Any], styles: Styles) -> Figure:
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     axes = figure.add_subplot()
     for name, runs in study["runs"].items():
-        for index, run in enumerate(runs.values()):
-            steps, values = run["training"]["curves"]["solve_rate"]
-            label = name if index == 0 else None
-            style = styles[name] | {"marker": None}
-            axes.plot(steps, 100 * smooth(np.array(values)), **style, label=label, linewidth=1.1)
+        solved = [run["training"]["curves"]["solve_rate"][1] for run in runs.values()]
+        steps = runs[next(iter(runs))]["training"]["curves"]["solve_rate"][0]
+        style = styles[name] | {"marker": None}
+        axes.plot(steps, 100 * smooth(np.mean(solved, axis=0)), **style, label=name, linewidth=1.1)
     axes.set_xlabel("step")
     axes.set_ylabel("solve rate, %")
     axes.grid(alpha=0.3)
