@@ -262,11 +262,20 @@ def test_runs_of_another_length_are_not_taken_for_these(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_after_a_failure_no_run_is_begun(jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_stops_no_other_run(jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = Runs(monkeypatch, fails="flowrl")
-    with pytest.raises(UserError, match="flowrl failed"):
-        run_it(study_of("flowrl", "grpo", "rloo", "ppo", jobs=jobs), tmp_path)
-    assert len(runs.trained) <= jobs + 1, "one may have begun before the failure was known"
+    study = study_of("flowrl", "grpo", "rloo", seeds=(0,), jobs=jobs)
+    with pytest.raises(UserError, match="flowrl failed: the same command tries again"):
+        run_it(study, tmp_path)
+    assert {name for name, *_ in runs.trained} == {"flowrl", "grpo", "rloo"}
+    assert set(json.loads((tmp_path / "countdown.json").read_text())["runs"]) == {"grpo", "rloo"}
     runs.fails = ""
-    found = run_it(study_of("grpo", "rloo", seeds=(0,)), tmp_path)
-    assert set(found["runs"]) == {"grpo", "rloo"}, "it goes on"
+    assert set(run_it(study, tmp_path)["runs"]) == {"flowrl", "grpo", "rloo"}
+
+
+def test_what_is_no_failed_training_stops_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = Runs(monkeypatch)
+    monkeypatch.setattr(evaluation, "final_checkpoint", lambda run_dir: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_it(study_of("flowrl", "grpo", "rloo", "ppo"), tmp_path)
+    assert len(runs.trained) <= 2, "one may have begun before the failure was known"

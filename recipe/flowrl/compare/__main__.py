@@ -54,7 +54,7 @@ def run_study(study: Study, directory: Path, name: str, console: RunConsole) -> 
     """Run what isn't done, seed by seed, so that a study that is cut off has all variants; write ``NAME.json``.
 
     Raises:
-        UserError: a training run failed, and those beside it have ended; or ``directory`` has runs of another kind.
+        UserError: training runs failed, and all others are done; or ``directory`` has runs of another kind.
     """
     from recipe.flowrl.compare.evaluation import evaluate, final_checkpoint, training_record
 
@@ -92,14 +92,20 @@ def run_study(study: Study, directory: Path, name: str, console: RunConsole) -> 
 
 
 def _side_by_side(tasks: Sequence[Callable[[], None]], jobs: int) -> None:
-    """Carry out ``tasks`` in their order, ``jobs`` at a time. After a failure none is begun; the first is raised."""
+    """Carry out ``tasks`` in their order, ``jobs`` at a time. What fails is reported when all others are done."""
+    failures = []
     with ThreadPoolExecutor(jobs) as pool:
         try:
             for task in as_completed([pool.submit(task) for task in tasks]):
-                task.result()
+                if isinstance(error := task.exception(), UserError):
+                    failures.append(str(error))
+                else:
+                    task.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    if failures:
+        raise UserError("; ".join(failures) + ": the same command tries again")
 
 
 def _run_dir(directory: Path, variant: Variant, lr: float, seed: int) -> Path:
@@ -182,7 +188,8 @@ def _train(study: Study, variant: Variant, seed: int, lr: float, run_dir: Path, 
     with output.open("a") if output else contextlib.nullcontext() as stdout:
         done = subprocess.run([*command, *variant.overrides, *study.overrides], stdout=stdout, stderr=stdout)
     if status := done.returncode:
-        raise UserError(f"{variant.name}, seed {seed}: training ended with status {status}; the study continues there")
+        console.message(f"training {variant.name}, seed {seed}, ended with status {status}")
+        raise UserError(f"{variant.name}, seed {seed}: training ended with status {status}")
 
 
 def _collect(study: Study, directory: Path, lr: dict[str, float]) -> dict[str, Any]:

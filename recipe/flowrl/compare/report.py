@@ -66,8 +66,15 @@ def _table(systems: dict[str, list[dict[str, Any]]], temperature: float, samples
     rows = {name: summary(runs, temperature, samples) for name, runs in systems.items()}
     header = list(rows["base"])
     ordered = sorted(rows, key=lambda name: -rows[name]["avg@16"][0])
-    cells = [[name, *[_interval(measure, *rows[name][measure]) for measure in header]] for name in ordered]
-    return Table(["", *header], cells)
+    cells = [
+        [
+            name,
+            "–" if name == "base" else str(len(systems[name])),
+            *[_interval(measure, *rows[name][measure]) for measure in header],
+        ]
+        for name in ordered
+    ]
+    return Table(["", "seeds", *header], cells)
 
 
 def _interval(measure: str, value: float, low: float, high: float) -> str:
