@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import recipe.flowrl.compare.__main__ as compare
 from recipe.flowrl.compare import evaluation
-from recipe.flowrl.compare.measures import differences, summary
+from recipe.flowrl.compare.measures import differences, run_to_run, summary
 from recipe.flowrl.compare.report import write_report
 from recipe.flowrl.compare.statistics import bootstrap, pass_at_k, powers_of_two
 from recipe.flowrl.compare.studies import STUDIES, Study
@@ -103,7 +103,7 @@ def test_cold_samples_are_what_the_model_alone_says_for_each_prompt(policy: tupl
 
 
 def measured(correct: list[int], distinct: list[int]) -> dict[str, Any]:
-    rows = {"correct": correct, "correct_16": [min(c, 16) for c in correct], "distinct": distinct}
+    rows: dict[str, Any] = {"correct": correct, "correct_16": [min(c, 16) for c in correct], "distinct": distinct}
     entropy = {"entropy": [1.0] * len(correct), "kl_to_base": [0.0] * len(correct)}
     return {"exist": [10] * len(correct), "0.2": rows, "0.4": rows, "0.6": rows, "1.0": rows | entropy}
 
@@ -126,6 +126,20 @@ def test_differences_are_paired_by_puzzle_and_seed() -> None:
     only_one = differences(mine, {"1": theirs["0"]}, 1.0, 16)
     assert only_one["avg@16"][0] == pytest.approx((1 + 2) / 2 / 16), "the seed that both have"
     assert differences(mine, {"3": theirs["0"]}, 1.0, 16) == {}
+
+
+def test_run_to_run_is_the_spread_of_runs_of_one_system() -> None:
+    """Of synthetic runs whose spread is known, whatever the systems' own means and the puzzles are."""
+    rng = np.random.default_rng(5)
+    runs = {}
+    for system in range(200):
+        puzzles = rng.normal(500 + system, 100, size=50)
+        counts = [puzzles + rng.normal(0, 16) for _ in range(3)]  # 16 answers of 16: a spread of 1 in avg@16
+        runs[str(system)] = {str(seed): {"evaluation": measured([0] * 50, [0] * 50)} for seed in range(3)}
+        for seed, correct in enumerate(counts):
+            runs[str(system)][str(seed)]["evaluation"]["1.0"]["correct_16"] = correct.tolist()
+    assert run_to_run(runs, 1.0, 16)["avg@16"] == pytest.approx(1.0, abs=0.1)
+    assert run_to_run({"one": {"0": runs["0"]["0"]}}, 1.0, 16) == {}
 
 
 def test_report_shows_every_system(tmp_path: Path) -> None:

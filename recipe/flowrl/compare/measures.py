@@ -37,6 +37,27 @@ def differences(
     return {name: bootstrap(mine[name] - theirs[name]) for name in mine}
 
 
+def run_to_run(runs: dict[str, dict[str, dict[str, Any]]], temperature: float, samples: int) -> dict[str, float]:
+    """Standard deviation of a run's mean over puzzles between seeds, in each measure, pooled over all systems.
+
+    What a difference between two systems has to be set against: intervals from few seeds hold too little of it.
+
+    Args:
+        runs: system -> seed -> a run of the study; systems with one seed say nothing. Empty if there are no others.
+        temperature: of the samples.
+        samples: of each puzzle.
+    """
+    squares: dict[str, list[np.ndarray]] = {}
+    for seeds in runs.values():
+        if len(seeds) > 1:
+            measures = _measures([run["evaluation"] for run in seeds.values()], temperature, samples)
+            for name, values in measures.items():
+                means = values.mean(-1)
+                # Each system's own mean costs one degree of freedom.
+                squares.setdefault(name, []).append((means - means.mean()) ** 2 * len(means) / (len(means) - 1))
+    return {name: float(np.sqrt(np.concatenate(parts).mean())) for name, parts in squares.items()}
+
+
 def _measures(runs: list[dict[str, Any]], temperature: float, samples: int) -> dict[str, np.ndarray]:
     """(seeds, puzzles) of each measure."""
     exist = np.array(runs[0]["exist"], dtype=float)

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from recipe.flowrl.compare.evaluation import BASE_TEMPERATURES, TEMPERATURES
-from recipe.flowrl.compare.measures import differences, summary
+from recipe.flowrl.compare.measures import differences, run_to_run, summary
 from recipe.flowrl.compare.statistics import bootstrap, pass_at_k, powers_of_two
 from recipe.flowrl.reporting.figures import smooth
 from recipe.flowrl.reporting.page import Section, Table, svg, write_page
@@ -87,20 +87,31 @@ def _against(runs: dict[str, dict[str, dict[str, Any]]], reference: str, samples
     measures = ("avg@16", f"pass@{samples}", "coverage")
     found = {name: differences(runs[name], runs[reference], 1.0, samples) for name in runs if name != reference}
     found = {name: difference for name, difference in found.items() if difference}
+    several = [name for name in found if len(runs[name].keys() & runs[reference].keys()) > 1]
+    spread = run_to_run(runs, 1.0, samples)
     text = (
         f"Points of percent more than {reference}, T = 1, paired by puzzle and seed; 95% intervals, not corrected for "
-        f"their number ({len(found)} in each panel: one in twenty lies beside zero by chance)."
+        f"their number ({len(found)} in each panel: one in twenty lies beside zero by chance). Orange: beside zero, "
+        "with two seeds or more. "
+    ) + (
+        "Runs of one algorithm differ from seed to seed, by a standard deviation (pooled) of "
+        + ", ".join(f"{100 * spread[measure]:.1f} in {measure}" for measure in measures)
+        + "; intervals from so few seeds hold too little of that."
+        if spread
+        else "With one seed the intervals hold nothing of how runs of one algorithm differ."
     )
-    return Section(f"Against {reference}", text, figure=svg(_differences_figure(found, measures)))
+    return Section(f"Against {reference}", text, figure=svg(_differences_figure(found, several, measures)))
 
 
-def _differences_figure(found: dict[str, dict[str, tuple[float, float, float]]], measures: Sequence[str]) -> Figure:
+def _differences_figure(
+    found: dict[str, dict[str, tuple[float, float, float]]], several: Sequence[str], measures: Sequence[str]
+) -> Figure:
     figure = Figure(figsize=(11, 1.2 + 0.24 * len(found)), layout="constrained")
     rows = np.arange(len(found))[::-1]
     for axes, measure in zip(figure.subplots(1, len(measures), sharey=True), measures, strict=True):
         value, low, high = 100 * np.array([difference[measure] for difference in found.values()]).reshape(-1, 3).T
         axes.axvline(0, color="#16181d", linewidth=0.8)
-        clear = (low > 0) | (high < 0)
+        clear = ((low > 0) | (high < 0)) & np.isin(list(found), several)
         for chosen, color in ((clear, "#d9480f"), (~clear, "#868e96")):
             spans = [(value - low)[chosen], (high - value)[chosen]]
             axes.errorbar(value[chosen], rows[chosen], xerr=spans, fmt="o", color=color, markersize=4, elinewidth=1.2)
