@@ -150,7 +150,7 @@ def test_report_shows_every_system(tmp_path: Path) -> None:
     study["runs"] = {name: {"0": run, "1": run} for name in ("grpo", "flowrl")}
     (tmp_path / "countdown.json").write_text(json.dumps(study))
     html = write_report(tmp_path, "countdown").read_text()
-    for part in ("base", "grpo", "flowrl", "12.5", "avg@16", "pass@16", "Against grpo", "T = 0.2"):
+    for part in ("base", "grpo", "flowrl", "12.5", "avg@16", "pass@16", "Against grpo", "base, T = 0.2"):
         assert part in html
     assert html.count("<svg") == 4
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from recipe.flowrl.compare.evaluation import BASE_TEMPERATURES, TEMPERATURES
 from recipe.flowrl.compare.measures import differences, run_to_run, summary
-from recipe.flowrl.compare.statistics import bootstrap, pass_at_k, powers_of_two
+from recipe.flowrl.compare.statistics import pass_at_k, powers_of_two
 from recipe.flowrl.reporting.figures import smooth
 from recipe.flowrl.reporting.page import Section, Table, svg, write_page
 
@@ -42,17 +42,22 @@ def write_report(directory: Path, name: str) -> Path:
     if len(names) > 1:
         sections.append(_against(study["runs"], names[0], samples))
     sections += [
-        Section("pass@k", "Unbiased; T = 1.", figure=svg(_pass_at_k_figure(systems, styles, samples))),
+        Section(
+            "pass@k",
+            "Unbiased; T = 1, mean over puzzles and seeds.",
+            figure=svg(_pass_at_k_figure(systems, styles, samples)),
+        ),
         Section(
             "Coverage against accuracy",
             "One point an algorithm, mean over seeds, T = 1. Up and to the right is better. The line is the base "
-            "policy, untrained and sampled colder: what lies on it only became surer.",
-            figure=svg(_coverage_figure(systems, styles, samples)),
+            "policy, untrained and sampled colder: what lies on it only became surer. The cross, where there is one: "
+            "one standard deviation between runs of one algorithm.",
+            figure=svg(_coverage_figure(systems, styles, samples, run_to_run(study["runs"], 1.0, samples))),
         ),
         Section(
             "Training",
             "Solve rate of the rollouts, mean over seeds, running mean. Each step has other puzzles, the same for all "
-            "algorithms but those that draw anew (dapo, prorl).",
+            "algorithms but those with dynamic sampling, which leave out puzzles that are solved always or never.",
             figure=svg(_training_figure(study, styles)),
         ),
         Section("Stability", "Over all seeds.", table=_stability(study)),
@@ -123,46 +128,53 @@ def _differences_figure(
 
 
 def _pass_at_k_figure(systems: dict[str, list[dict[str, Any]]], styles: Styles, samples: int) -> Figure:
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
     ks = powers_of_two(samples)
-    for name, runs in systems.items():
-        correct = np.array([run["1.0"]["correct"] for run in runs])
-        rates = [bootstrap(pass_at_k(correct, samples, k)) for k in ks]
-        axes.plot(ks, [100 * rate[0] for rate in rates], **styles[name], label=name, markersize=3)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ks, [str(k) for k in ks])
-    axes.set_xlabel("k")
-    axes.set_ylabel("puzzles solved, %")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right center", fontsize=8)
+    rates = {name: 100 * np.array([_mean_pass_at_k(runs, samples, k) for k in ks]) for name, runs in systems.items()}
+    panels = (("puzzles solved, %", 0.0), ("more than the base policy, points", rates["base"]))
+    for axes, (label, less) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for name, rate in rates.items():
+            axes.plot(ks, rate - less, **styles[name], label=name, markersize=3, linewidth=1.1)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ks, [str(k) for k in ks])
+        axes.set_xlabel("k")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     return figure
 
 
-def _coverage_figure(systems: dict[str, list[dict[str, Any]]], styles: Styles, samples: int) -> Figure:
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
+def _mean_pass_at_k(runs: list[dict[str, Any]], samples: int, k: int) -> float:
+    return float(pass_at_k(np.array([run["1.0"]["correct"] for run in runs]), samples, k).mean())
+
+
+def _coverage_figure(
+    systems: dict[str, list[dict[str, Any]]], styles: Styles, samples: int, spread: dict[str, float]
+) -> Figure:
+    figure = Figure(figsize=(11, 5.6), layout="constrained")
     axes = figure.add_subplot()
-    colder = [summary(systems["base"], temperature, samples) for temperature in BASE_TEMPERATURES]
-    line = 100 * np.array([[measures["avg@16"][0], measures["coverage"][0]] for measures in colder])
-    axes.plot(*line.T, color=_BASE_STYLE["color"], linewidth=1, zorder=0)
-    for (x, y), temperature in zip(line, BASE_TEMPERATURES, strict=True):
-        axes.annotate(f"T = {temperature}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
-    for name, runs in systems.items():
-        measures = summary(runs, 1.0, samples)
-        (x, *x_ends), (y, *y_ends) = measures["avg@16"], measures["coverage"]
-        axes.errorbar(
-            100 * x,
-            100 * y,
-            xerr=[[100 * (x - x_ends[0])], [100 * (x_ends[1] - x)]],
-            yerr=[[100 * (y - y_ends[0])], [100 * (y_ends[1] - y)]],
-            **styles[name] | {"linestyle": "none"},
-            elinewidth=0.8,
-            label=name,
-        )
+    points = {name: summary(runs, 1.0, samples) for name, runs in systems.items()}
+    points |= {
+        f"base, T = {temperature}": summary(systems["base"], temperature, samples)
+        for temperature in BASE_TEMPERATURES
+        if temperature != 1.0
+    }
+    places = {name: (100 * found["avg@16"][0], 100 * found["coverage"][0]) for name, found in points.items()}
+    line = sorted((place for name, place in places.items() if name.startswith("base")), key=lambda place: place[1])
+    axes.plot(*zip(*line, strict=True), color=_BASE_STYLE["color"], linewidth=1, zorder=0)
+    for name, place in places.items():
+        style = styles.get(name, _BASE_STYLE)
+        axes.plot(*place, color=style["color"], marker=style["marker"], markersize=6)
+        axes.annotate(name, place, textcoords="offset points", xytext=(6, 2), fontsize=7.5)
+    axes.margins(x=0.08)
+    if spread:
+        width, height = 100 * spread["avg@16"], 100 * spread["coverage"]
+        place = axes.get_xlim()[1] - 1.2 * width, axes.get_ylim()[0] + 1.2 * height
+        axes.errorbar(*place, xerr=width, yerr=height, color="#868e96", linewidth=1)
+        axes.annotate("one run to the next", place, textcoords="offset points", xytext=(6, 4), fontsize=7.5)
     axes.set_xlabel("avg@16, %")
     axes.set_ylabel(f"solutions found in {samples} samples, % of those that exist")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right center", fontsize=8)
     return figure
 
 
