@@ -103,7 +103,7 @@ def test_cold_samples_are_what_the_model_alone_says_for_each_prompt(policy: tupl
 
 
 def measured(correct: list[int], distinct: list[int]) -> dict[str, Any]:
-    rows: dict[str, Any] = {"correct": correct, "correct_16": [min(c, 16) for c in correct], "distinct": distinct}
+    rows = {"correct": correct, "correct_16": [min(c, 16) for c in correct], "distinct": distinct}
     entropy = {"entropy": [1.0] * len(correct), "kl_to_base": [0.0] * len(correct)}
     return {"exist": [10] * len(correct), "0.2": rows, "0.4": rows, "0.6": rows, "1.0": rows | entropy}
 

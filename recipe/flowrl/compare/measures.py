@@ -18,6 +18,11 @@ def summary(runs: list[dict[str, Any]], temperature: float, samples: int) -> dic
     return {name: bootstrap(values) for name, values in _measures(runs, temperature, samples).items()}
 
 
+def means(runs: list[dict[str, Any]], temperature: float, samples: int) -> dict[str, float]:
+    """The values of :func:`summary` without their intervals, which cost a bootstrap."""
+    return {name: float(values.mean()) for name, values in _measures(runs, temperature, samples).items()}
+
+
 def differences(
     runs: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]], temperature: float, samples: int
 ) -> dict[str, tuple[float, float, float]]:

@@ -5,15 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from recipe.flowrl.compare.evaluation import BASE_TEMPERATURES, TEMPERATURES
-from recipe.flowrl.compare.measures import differences, run_to_run, summary
+from recipe.flowrl.compare.measures import differences, means, run_to_run, summary
 from recipe.flowrl.compare.statistics import pass_at_k, powers_of_two
 from recipe.flowrl.reporting.figures import smooth
-from recipe.flowrl.reporting.page import Section, Table, svg, write_page
+from recipe.flowrl.reporting.page import Section, Table, line_style, svg, write_page
 
 _INTRO = (
     "The same base policy, data, rollouts, steps and evaluation for every algorithm; {puzzles} held-out puzzles, "
@@ -35,12 +34,13 @@ def write_report(directory: Path, name: str) -> Path:
     systems = {"base": [study["base"]]}
     systems |= {name: [run["evaluation"] for run in study["runs"][name].values()] for name in names}
     styles = dict(zip(systems, [_BASE_STYLE, *map(_style, range(len(names)))], strict=True))
+    spread = run_to_run(study["runs"], 1.0, samples)
     sections = [
         Section(f"Held-out puzzles at T = {temperature}", "", table=_table(systems, temperature, samples))
         for temperature in TEMPERATURES
     ]
     if len(names) > 1:
-        sections.append(_against(study["runs"], names[0], samples))
+        sections.append(_against(study["runs"], names[0], samples, spread))
     sections += [
         Section(
             "pass@k",
@@ -52,7 +52,7 @@ def write_report(directory: Path, name: str) -> Path:
             "One point an algorithm, mean over seeds, T = 1. Up and to the right is better. The line is the base "
             "policy, untrained and sampled colder: what lies on it only became surer. The cross, where there is one: "
             "one standard deviation between runs of one algorithm.",
-            figure=svg(_coverage_figure(systems, styles, samples, run_to_run(study["runs"], 1.0, samples))),
+            figure=svg(_coverage_figure(systems, styles, samples, spread)),
         ),
         Section(
             "Training",
@@ -88,12 +88,13 @@ def _interval(measure: str, value: float, low: float, high: float) -> str:
     return f"{100 * value:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _against(runs: dict[str, dict[str, dict[str, Any]]], reference: str, samples: int) -> Section:
+def _against(
+    runs: dict[str, dict[str, dict[str, Any]]], reference: str, samples: int, spread: dict[str, float]
+) -> Section:
     measures = ("avg@16", f"pass@{samples}", "coverage")
     found = {name: differences(runs[name], runs[reference], 1.0, samples) for name in runs if name != reference}
     found = {name: difference for name, difference in found.items() if difference}
     several = [name for name in found if len(runs[name].keys() & runs[reference].keys()) > 1]
-    spread = run_to_run(runs, 1.0, samples)
     text = (
         f"Points of percent more than {reference}, T = 1, paired by puzzle and seed; 95% intervals, not corrected for "
         f"their number ({len(found)} in each panel: one in twenty lies beside zero by chance). Orange: beside zero, "
@@ -153,14 +154,11 @@ def _coverage_figure(
 ) -> Figure:
     figure = Figure(figsize=(11, 5.6), layout="constrained")
     axes = figure.add_subplot()
-    points = {name: summary(runs, 1.0, samples) for name, runs in systems.items()}
-    points |= {
-        f"base, T = {temperature}": summary(systems["base"], temperature, samples)
-        for temperature in BASE_TEMPERATURES
-        if temperature != 1.0
-    }
-    places = {name: (100 * found["avg@16"][0], 100 * found["coverage"][0]) for name, found in points.items()}
-    line = sorted((place for name, place in places.items() if name.startswith("base")), key=lambda place: place[1])
+    colder = {f"base, T = {temperature}": temperature for temperature in BASE_TEMPERATURES if temperature != 1.0}
+    found = {name: means(runs, 1.0, samples) for name, runs in systems.items()}
+    found |= {name: means(systems["base"], temperature, samples) for name, temperature in colder.items()}
+    places = {name: (100 * measures["avg@16"], 100 * measures["coverage"]) for name, measures in found.items()}
+    line = sorted((places[name] for name in ("base", *colder)), key=lambda place: place[1])
     axes.plot(*zip(*line, strict=True), color=_BASE_STYLE["color"], linewidth=1, zorder=0)
     for name, place in places.items():
         style = styles.get(name, _BASE_STYLE)
@@ -204,11 +202,6 @@ def _stability(study: dict[str, Any]) -> Table:
 
 
 def _style(index: int) -> dict[str, Any]:
-    """Color, line and marker of the ``index``-th algorithm: no two alike."""
-    palette = matplotlib.colormaps["tab20"].colors
-    again = index >= len(palette)
-    return {
-        "color": palette[index % len(palette)],
-        "linestyle": "--" if again else "-",
-        "marker": "s" if again else "o",
-    }
+    """Color, line and marker of the ``index``-th algorithm."""
+    style = line_style(index)
+    return style | {"marker": "s" if style["linestyle"] == "--" else "o"}

@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from recipe.flowrl.reporting.page import Section, Table, svg, write_page
+from recipe.flowrl.reporting.page import Section, Table, line_style, svg, write_page
 
 _FLOOR = 1e-5
 """Probability below which the picture is white."""
@@ -122,12 +121,10 @@ def _answers_figure(results: list[dict[str, Any]]) -> Figure:
 def _curves_figure(results: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(11.5, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    colors = matplotlib.colormaps["tab20"].colors
     for index, result in enumerate(results):
         samples = [point["samples"] for point in result["curve"]]
         divergence = [point["worst"]["kl_policy_target"] for point in result["curve"]]
-        style = "--" if index >= len(colors) else "-"
-        axes.plot(samples, divergence, style, color=colors[index % len(colors)], label=_name(result), linewidth=1.4)
+        axes.plot(samples, divergence, **line_style(index), label=_name(result), linewidth=1.4)
     axes.set_yscale("log")
     axes.set_xlabel("samples")
     axes.set_ylabel("KL(π‖π*), nats")

@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -31,6 +32,12 @@ class Section:
     text: str
     table: Table | None = None
     figure: Markup | None = None
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """Color and line of the ``index``-th of many curves; no two of the first 40 alike."""
+    palette = matplotlib.colormaps["tab20"].colors
+    return {"color": palette[index % len(palette)], "linestyle": "--" if index >= len(palette) else "-"}
 
 
 def svg(figure: Figure) -> Markup:
