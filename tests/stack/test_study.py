@@ -41,14 +41,13 @@ def test_other_algorithms_run_on_the_same_footing(study: Path, algo: str) -> Non
 def test_every_run_is_measured(study: Path) -> None:
     result = json.loads((study / "countdown.json").read_text())
     assert set(result["runs"]) == set(ALGORITHMS)
-    for system in (result["base"], *(runs["0"]["evaluation"] for runs in result["runs"].values())):
+    (base,) = result["base"].values()
+    for system in (base, *(runs["0"]["evaluation"] for runs in result["runs"].values())):
         assert len(system["exist"]) == 4
         for temperature in ("0.6", "1.0"):
             assert all(0 <= correct <= 16 for correct in system[temperature]["correct"])
-    assert result["base"]["1.0"]["kl_to_base"] == pytest.approx([0.0] * 4, abs=1e-5)
-    assert all(
-        0 <= correct <= 16 for temperature in ("0.2", "0.4") for correct in result["base"][temperature]["correct"]
-    )
+    assert base["1.0"]["kl_to_base"] == pytest.approx([0.0] * 4, abs=1e-5)
+    assert all(0 <= correct <= 16 for temperature in ("0.2", "0.4") for correct in base[temperature]["correct"])
     page = (study / "countdown.html").read_text()
     assert all(algo in page for algo in ALGORITHMS) and "<svg" in page
 

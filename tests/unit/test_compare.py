@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import recipe.flowrl.compare.__main__ as compare
 from recipe.flowrl.compare import evaluation
-from recipe.flowrl.compare.measures import differences, run_to_run, summary
+from recipe.flowrl.compare.measures import differences, pairs, run_to_run, summary
 from recipe.flowrl.compare.report import write_report
 from recipe.flowrl.compare.statistics import bootstrap, pass_at_k, powers_of_two
 from recipe.flowrl.compare.studies import STUDIES, Study
@@ -116,16 +116,27 @@ def test_summary() -> None:
     assert result["avg@16"][1] <= 0.75 <= result["avg@16"][2]
 
 
+def a_run(evaluation: dict[str, Any], base_policy: str = "b1") -> dict[str, Any]:
+    return {"base_policy": base_policy, "evaluation": evaluation}
+
+
 def test_differences_are_paired_by_puzzle_and_seed() -> None:
     """Puzzles differ much more than the two systems do: unpaired intervals would hold zero."""
-    mine = {str(seed): {"evaluation": measured([16, 1 + seed], [5, 1])} for seed in (0, 1, 2)}
-    theirs = {str(seed): {"evaluation": measured([15, seed], [5, 1])} for seed in (2, 1, 0)}
+    mine = {str(seed): a_run(measured([16, 1 + seed], [5, 1])) for seed in (0, 1, 2)}
+    theirs = {str(seed): a_run(measured([15, seed], [5, 1])) for seed in (2, 1, 0)}
     found = differences(mine, theirs, 1.0, 16)
     assert found["avg@16"] == pytest.approx((1 / 16, 1 / 16, 1 / 16))
     assert found["coverage"] == pytest.approx((0, 0, 0))
     only_one = differences(mine, {"1": theirs["0"]}, 1.0, 16)
     assert only_one["avg@16"][0] == pytest.approx((1 + 2) / 2 / 16), "the seed that both have"
     assert differences(mine, {"3": theirs["0"]}, 1.0, 16) == {}
+
+
+def test_only_runs_from_the_same_base_policy_make_a_pair() -> None:
+    mine = {"0": a_run(measured([4], [1])), "1": a_run(measured([8], [1]), "b2")}
+    theirs = {"0": a_run(measured([3], [1])), "1": a_run(measured([0], [1]))}
+    assert pairs(mine, theirs) == ["0"]
+    assert differences(mine, theirs, 1.0, 16)["avg@16"] == pytest.approx((1 / 16, 1 / 16, 1 / 16))
 
 
 def test_run_to_run_is_the_spread_of_runs_of_one_system() -> None:
@@ -135,30 +146,44 @@ def test_run_to_run_is_the_spread_of_runs_of_one_system() -> None:
     for system in range(200):
         puzzles = rng.normal(500 + system, 100, size=50)
         counts = [puzzles + rng.normal(0, 16) for _ in range(3)]  # 16 answers of 16: a spread of 1 in avg@16
-        runs[str(system)] = {str(seed): {"evaluation": measured([0] * 50, [0] * 50)} for seed in range(3)}
+        runs[str(system)] = {str(seed): a_run(measured([0] * 50, [0] * 50)) for seed in range(3)}
         for seed, correct in enumerate(counts):
             runs[str(system)][str(seed)]["evaluation"]["1.0"]["correct_16"] = correct.tolist()
     assert run_to_run(runs, 1.0, 16)["avg@16"] == pytest.approx(1.0, abs=0.1)
     assert run_to_run({"one": {"0": runs["0"]["0"]}}, 1.0, 16) == {}
 
 
+def test_run_to_run_holds_nothing_of_the_base_policies() -> None:
+    runs = {str(seed): a_run(measured([4 + seed], [1])) for seed in (0, 1)}
+    other = {str(seed): a_run(measured([10 + seed], [1]), "b2") for seed in (2, 3)}
+    assert run_to_run({"grpo": runs | other}, 1.0, 16)["avg@16"] == pytest.approx(0.5**0.5 / 16)
+    assert run_to_run({"grpo": {"0": runs["0"], "2": other["2"]}}, 1.0, 16) == {}
+
+
 def test_report_shows_every_system(tmp_path: Path) -> None:
     record = {"curves": {"solve_rate": [[1, 2], [0.1, 0.2]]}, "grad_norm_max": 12.5, "non_finite_steps": [2]}
-    run = {"lr": 1e-4, "evaluation": measured([4, 8], [1, 2]), "training": record}
+    run = a_run(measured([4, 8], [1, 2])) | {"lr": 1e-4, "training": record}
     facts = {"seeds": [0, 1], "steps": 2, "samples": 16}
-    study = {"study": facts, "lr": {"grpo": 1e-4, "flowrl": 1e-4}, "base": measured([2, 2], [1, 1])}
+    study = {"study": facts, "lr": {"grpo": 1e-4, "flowrl": 1e-4}, "base": {"b1": measured([2, 2], [1, 1])}}
     study["runs"] = {name: {"0": run, "1": run} for name in ("grpo", "flowrl")}
     (tmp_path / "countdown.json").write_text(json.dumps(study))
     html = write_report(tmp_path, "countdown").read_text()
     for part in ("base", "grpo", "flowrl", "12.5", "avg@16", "pass@16", "Against grpo", "base, T = 0.2"):
         assert part in html
-    assert html.count("<svg") == 4
+    assert html.count("<svg") == 4 and "base policies" not in html
+    study["base"]["b2"] = study["base"]["b1"]
+    (tmp_path / "countdown.json").write_text(json.dumps(study))
+    assert "The runs start from 2 base policies" in write_report(tmp_path, "countdown").read_text()
 
 
 def test_report_of_one_system_compares_nothing(tmp_path: Path) -> None:
     record = {"curves": {"solve_rate": [[1], [0.1]]}, "grad_norm_max": 1.0, "non_finite_steps": []}
-    study = {"study": {"seeds": [0], "steps": 1, "samples": 16}, "lr": {"grpo": 1e-4}, "base": measured([2], [1])}
-    study["runs"] = {"grpo": {"0": {"lr": 1e-4, "evaluation": measured([4], [1]), "training": record}}}
+    study = {
+        "study": {"seeds": [0], "steps": 1, "samples": 16},
+        "lr": {"grpo": 1e-4},
+        "base": {"b1": measured([2], [1])},
+    }
+    study["runs"] = {"grpo": {"0": a_run(measured([4], [1])) | {"lr": 1e-4, "training": record}}}
     (tmp_path / "countdown.json").write_text(json.dumps(study))
     assert "Against" not in write_report(tmp_path, "countdown").read_text()
 
@@ -201,12 +226,14 @@ class Runs:
     """Runs of a study that learn nothing; what was done, in order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, best: float = 1e-4, fails: str = ""):
+        self.base_policy = "b1"
         self.trained: list[tuple[str, int, float]] = []
         self.evaluated: list[Path] = []
         self.fails, self.best, self.together, self.most = fails, best, 0, 0
         self.lock, self.evaluating = threading.Lock(), threading.Lock()
         monkeypatch.setattr(compare, "_train", self.train)
         monkeypatch.setattr(compare, "_prepare", lambda study, console: (Path("base"), Path("puzzles")))
+        monkeypatch.setattr(evaluation, "fingerprint", lambda base: self.base_policy)
         monkeypatch.setattr(evaluation, "evaluate", self.evaluate)
         monkeypatch.setattr(evaluation, "final_checkpoint", lambda run_dir: run_dir)
         monkeypatch.setattr(evaluation, "training_record", self.record)
@@ -266,6 +293,17 @@ def test_a_sweep_uses_the_best_and_does_no_run_twice(tmp_path: Path, monkeypatch
     assert {run["lr"] for run in found["runs"]["grpo"].values()} == {3e-4}
 
 
+def test_a_sweep_asks_no_training_of_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = Runs(monkeypatch)
+    done = tmp_path / "grpo" / "lr_0.0003" / "seed_0" / "evaluation.json"
+    done.parent.mkdir(parents=True)
+    training = {"curves": {"solve_rate": [[1], [2.0]]}, "grad_norm_max": 1.0, "non_finite_steps": []}
+    done.write_text(json.dumps(a_run(measured([4], [1])) | {"lr": 3e-4, "training": training}))
+    found = run_it(study_of("grpo", seeds=(0,), lrs=(1e-4, 3e-4)), tmp_path)
+    assert runs.trained == [("grpo", 0, 1e-4)]
+    assert found["lr"] == {"grpo": 3e-4}
+
+
 def test_runs_of_another_length_are_not_taken_for_these(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = Runs(monkeypatch)
     run_it(study_of("grpo", seeds=(0,), steps=2), tmp_path)
@@ -273,6 +311,29 @@ def test_runs_of_another_length_are_not_taken_for_these(tmp_path: Path, monkeypa
         run_it(study_of("grpo", seeds=(0,), steps=3), tmp_path)
     run_it(study_of("grpo", seeds=(0, 1), steps=2, jobs=2), tmp_path)
     assert [seed for _, seed, _ in runs.trained] == [0, 1]
+
+
+def test_a_study_continued_where_the_base_policy_is_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = Runs(monkeypatch)
+    run_it(study_of("grpo", seeds=(0,)), tmp_path)
+    runs.base_policy = "b2"
+    with RunConsole(output := io.StringIO()) as console:
+        compare.run_study(study_of("grpo", seeds=(0, 1)), tmp_path, "countdown", console)
+    assert "warning: this base policy, b2, isn't that of the runs" in output.getvalue()
+    found = json.loads((tmp_path / "countdown.json").read_text())
+    assert set(found["base"]) == {"b1", "b2"}
+    assert {seed: run["base_policy"] for seed, run in found["runs"]["grpo"].items()} == {"0": "b1", "1": "b2"}
+
+
+def test_a_fingerprint_stands_for_the_weights(policy: tuple[Any, Any], tmp_path: Path) -> None:
+    model, _ = policy
+    model.save_pretrained(tmp_path / "one")
+    model.save_pretrained(tmp_path / "two")
+    assert evaluation.fingerprint(tmp_path / "one") == evaluation.fingerprint(tmp_path / "two")
+    build(tmp_path / "three", TinyQwen2Config(hidden_size=64, layers=1, heads=2, intermediate_size=64, seed=2))
+    assert evaluation.fingerprint(tmp_path / "one") != evaluation.fingerprint(tmp_path / "three")
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

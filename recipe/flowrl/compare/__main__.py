@@ -56,14 +56,22 @@ def run_study(study: Study, directory: Path, name: str, console: RunConsole) -> 
     Raises:
         UserError: training runs failed, and all others are done; or ``directory`` has runs of another kind.
     """
-    from recipe.flowrl.compare.evaluation import evaluate, final_checkpoint, training_record
+    from recipe.flowrl.compare.evaluation import evaluate, final_checkpoint, fingerprint, training_record
 
     base, puzzles = _prepare(study, console)
     _check_settings(study, directory)  # what can't be composed is no setting of a run
-    base_file = directory / "base.json"
+    base_policy = fingerprint(base)
+    base_file = directory / BASE / f"{base_policy}.json"
     if not base_file.exists():
+        if others := sorted(file.stem for file in base_file.parent.glob("*.json")):
+            console.message(
+                f"warning: this base policy, {base_policy}, isn't that of the runs in {directory}, "
+                f"{', '.join(others)}: another machine trains another; only runs from the same one are paired"
+            )
         with console.phase("evaluating the base policy"):
-            write_json(base_file, evaluate(None, base, puzzles, study.puzzles, study.samples))
+            measured = evaluate(None, base, puzzles, study.puzzles, study.samples)
+        base_file.parent.mkdir(exist_ok=True)
+        write_json(base_file, measured)
     lr = _learning_rates(study, directory, console)
     runs = [(seed, variant) for seed in study.seeds for variant in study.variants.values()]
     todo = [
@@ -80,8 +88,8 @@ def run_study(study: Study, directory: Path, name: str, console: RunConsole) -> 
         _train(study, variant, seed, lr[variant.name], run_dir, console)
         with one_at_a_time, console.phase(f"evaluating {variant.name}, seed {seed}"):
             measured = evaluate(final_checkpoint(run_dir), base, puzzles, study.puzzles, study.samples)
-            record = {"lr": lr[variant.name], "evaluation": measured, "training": training_record(run_dir)}
-            write_json(run_dir / EVALUATION, record)
+            record = {"lr": lr[variant.name], "base_policy": base_policy, "evaluation": measured}
+            write_json(run_dir / EVALUATION, record | {"training": training_record(run_dir)})
             write_json(directory / f"{name}.json", _collect(study, directory, lr))
             ended += 1
         left = (time.time() - started) / ended * (len(todo) - ended)
@@ -146,8 +154,6 @@ def _learning_rates(study: Study, directory: Path, console: RunConsole) -> dict[
     """Each variant's learning rate: that which trains best on the first seed; without runs if there is only one."""
     if len(study.lrs) == 1:
         return dict.fromkeys(study.variants, study.lrs[0])
-    from recipe.flowrl.compare.evaluation import training_record
-
     seed = study.seeds[0]
     run_dirs = {
         (name, lr): _run_dir(directory, variant, lr, seed)
@@ -157,13 +163,20 @@ def _learning_rates(study: Study, directory: Path, console: RunConsole) -> dict[
     runs = [
         partial(_train, study, study.variants[name], seed, lr, run_dir, console)
         for (name, lr), run_dir in run_dirs.items()
+        if not (run_dir / EVALUATION).exists()
     ]
     _side_by_side(runs, study.jobs)
-    solved = {
-        key: float(np.mean(training_record(run_dir)["curves"]["solve_rate"][1][-LAST_STEPS:]))
-        for key, run_dir in run_dirs.items()
-    }
+    solved = {key: _solve_rate(run_dir) for key, run_dir in run_dirs.items()}
     return {name: max(study.lrs, key=lambda lr, name=name: solved[name, lr]) for name in study.variants}
+
+
+def _solve_rate(run_dir: Path) -> float:
+    """The training solve rate at the end of a run, measured already or not."""
+    from recipe.flowrl.compare.evaluation import training_record
+
+    measured = run_dir / EVALUATION
+    training = json.loads(measured.read_text())["training"] if measured.exists() else training_record(run_dir)
+    return float(np.mean(training["curves"]["solve_rate"][1][-LAST_STEPS:]))
 
 
 def _train(study: Study, variant: Variant, seed: int, lr: float, run_dir: Path, console: RunConsole) -> None:
@@ -201,7 +214,8 @@ def _collect(study: Study, directory: Path, lr: dict[str, float]) -> dict[str, A
             if path.exists():
                 runs.setdefault(variant.name, {})[str(seed)] = json.loads(path.read_text())
     facts = dataclasses.asdict(dataclasses.replace(study, variants={}))
-    return {"study": facts, "lr": lr, BASE: json.loads((directory / "base.json").read_text()), "runs": runs}
+    base = {file.stem: json.loads(file.read_text()) for file in sorted((directory / BASE).glob("*.json"))}
+    return {"study": facts, "lr": lr, BASE: base, "runs": runs}
 
 
 def _parse(arguments: list[str]) -> tuple[Study, Path, str]:

@@ -1,5 +1,6 @@
 """What a trained policy finds on held-out puzzles, and what its run was like."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from recipe.flowrl.models.evaluate import solutions
 from recipe.flowrl.models.sampling import sample, sequence_log_probs
 from recipe.flowrl.reporting import names
 from recipe.flowrl.reporting.load import load_run
+from verl_ext.files import sha256
 
 TEMPERATURES = (0.6, 1.0)
 BASE_TEMPERATURES = (0.2, 0.4, *TEMPERATURES)
@@ -56,6 +58,18 @@ def evaluate(checkpoint: Path | None, base: Path, puzzles_file: Path, limit: int
             measures["kl_to_base"] = ratio.view(-1, samples).mean(-1).tolist()
         result[str(temperature)] = measures
     return result
+
+
+def fingerprint(model: Path) -> str:
+    """Twelve hexadecimal digits that stand for the weights in a model directory.
+
+    The base policy is trained by the same command everywhere, but its weights differ between processors whose vector
+    instructions differ, since sums are taken in another order.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(model.glob("*.safetensors")):
+        digest.update(sha256(file).encode())
+    return digest.hexdigest()[:12]
 
 
 def training_record(run_dir: Path) -> dict[str, Any]:

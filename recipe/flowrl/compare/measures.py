@@ -26,14 +26,15 @@ def means(runs: list[dict[str, Any]], temperature: float, samples: int) -> dict[
 def differences(
     runs: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]], temperature: float, samples: int
 ) -> dict[str, tuple[float, float, float]]:
-    """``runs`` minus ``other`` in each measure, with its interval, paired by puzzle and by the seeds that both have.
+    """``runs`` minus ``other`` in each measure, with its interval, paired by puzzle and by run.
 
     Args:
-        runs, other: seed -> a run of the study; no seed in common gives nothing.
+        runs, other: seed -> a run of the study. Those with the same seed from the same base policy make a pair; no
+            pair gives nothing.
         temperature: of the samples.
         samples: of each puzzle.
     """
-    seeds = [seed for seed in runs if seed in other]
+    seeds = pairs(runs, other)
     if not seeds:
         return {}
     mine, theirs = (
@@ -42,25 +43,35 @@ def differences(
     return {name: bootstrap(mine[name] - theirs[name]) for name in mine}
 
 
+def pairs(runs: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) -> list[str]:
+    """The seeds that both systems have a run of from the same base policy."""
+    return [seed for seed, run in runs.items() if seed in other and run["base_policy"] == other[seed]["base_policy"]]
+
+
 def run_to_run(runs: dict[str, dict[str, dict[str, Any]]], temperature: float, samples: int) -> dict[str, float]:
     """Standard deviation of a run's mean over puzzles between seeds, in each measure, pooled over all systems.
 
     What a difference between two systems has to be set against: intervals from few seeds hold too little of it.
 
     Args:
-        runs: system -> seed -> a run of the study; systems with one seed say nothing. Empty if there are no others.
+        runs: system -> seed -> a run of the study. Compared are a system's runs from the same base policy; empty if
+            there are nowhere two.
         temperature: of the samples.
         samples: of each puzzle.
     """
-    squares: dict[str, list[np.ndarray]] = {}
-    for seeds in runs.values():
-        if len(seeds) > 1:
-            measures = _measures([run["evaluation"] for run in seeds.values()], temperature, samples)
-            for name, values in measures.items():
+    alike: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for system, seeds in runs.items():
+        for run in seeds.values():
+            alike.setdefault((system, run["base_policy"]), []).append(run["evaluation"])
+    squares: dict[str, float] = {}
+    degrees = 0
+    for evaluations in alike.values():
+        if len(evaluations) > 1:
+            degrees += len(evaluations) - 1
+            for name, values in _measures(evaluations, temperature, samples).items():
                 means = values.mean(-1)
-                # Each system's own mean costs one degree of freedom.
-                squares.setdefault(name, []).append((means - means.mean()) ** 2 * len(means) / (len(means) - 1))
-    return {name: float(np.sqrt(np.concatenate(parts).mean())) for name, parts in squares.items()}
+                squares[name] = squares.get(name, 0.0) + float(((means - means.mean()) ** 2).sum())
+    return {name: (sum_of_squares / degrees) ** 0.5 for name, sum_of_squares in squares.items()}
 
 
 def _measures(runs: list[dict[str, Any]], temperature: float, samples: int) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from recipe.flowrl.compare.evaluation import BASE_TEMPERATURES, TEMPERATURES
-from recipe.flowrl.compare.measures import differences, means, run_to_run, summary
+from recipe.flowrl.compare.measures import differences, means, pairs, run_to_run, summary
 from recipe.flowrl.compare.statistics import pass_at_k, powers_of_two
 from recipe.flowrl.reporting.figures import smooth
 from recipe.flowrl.reporting.page import Section, Table, line_style, svg, write_page
@@ -19,6 +19,11 @@ _INTRO = (
     "{samples} samples each. {steps} steps, seeds run: {seeds}. Intervals: 95%, bootstrap over puzzles and seeds. "
     "Coverage is the share of a puzzle's existing solutions that were found, counted up to commutativity and "
     "associativity."
+)
+
+_SEVERAL_BASES = (
+    " The runs start from {count} base policies, which the same command trained on machines whose arithmetic differs: "
+    "differences pair only runs from the same one, and the base policy's figures are means over them."
 )
 
 Styles = dict[str, dict[str, Any]]
@@ -31,7 +36,8 @@ def write_report(directory: Path, name: str) -> Path:
     study = json.loads((directory / f"{name}.json").read_text())
     facts = study["study"]
     names, samples = list(study["runs"]), facts["samples"]
-    systems = {"base": [study["base"]]}
+    bases = list(study["base"].values())
+    systems = {"base": bases}
     systems |= {name: [run["evaluation"] for run in study["runs"][name].values()] for name in names}
     styles = dict(zip(systems, [_BASE_STYLE, *map(_style, range(len(names)))], strict=True))
     spread = run_to_run(study["runs"], 1.0, samples)
@@ -63,7 +69,9 @@ def write_report(directory: Path, name: str) -> Path:
         Section("Stability", "Over all seeds.", table=_stability(study)),
     ]
     seeds = ", ".join(sorted({seed for runs in study["runs"].values() for seed in runs}, key=int))
-    intro = _INTRO.format(**facts | {"seeds": seeds, "puzzles": len(study["base"]["exist"])})
+    intro = _INTRO.format(**facts | {"seeds": seeds, "puzzles": len(bases[0]["exist"])})
+    if len(bases) > 1:
+        intro += _SEVERAL_BASES.format(count=len(bases))
     return write_page(directory / f"{name}.html", f"Comparison: {name}", intro, sections)
 
 
@@ -94,11 +102,11 @@ def _against(
     measures = ("avg@16", f"pass@{samples}", "coverage")
     found = {name: differences(runs[name], runs[reference], 1.0, samples) for name in runs if name != reference}
     found = {name: difference for name, difference in found.items() if difference}
-    several = [name for name in found if len(runs[name].keys() & runs[reference].keys()) > 1]
+    several = [name for name in found if len(pairs(runs[name], runs[reference])) > 1]
     text = (
-        f"Points of percent more than {reference}, T = 1, paired by puzzle and seed; 95% intervals, not corrected for "
+        f"Points of percent more than {reference}, T = 1, paired by puzzle and run; 95% intervals, not corrected for "
         f"their number ({len(found)} in each panel: one in twenty lies beside zero by chance). Orange: beside zero, "
-        "with two seeds or more. "
+        "with two pairs of runs or more. "
     ) + (
         "Runs of one algorithm differ from seed to seed, by a standard deviation (pooled) of "
         + ", ".join(f"{100 * spread[measure]:.1f} in {measure}" for measure in measures)
