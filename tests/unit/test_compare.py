@@ -164,16 +164,24 @@ def test_report_shows_every_system(tmp_path: Path) -> None:
     record = {"curves": {"solve_rate": [[1, 2], [0.1, 0.2]]}, "grad_norm_max": 12.5, "non_finite_steps": [2]}
     run = a_run(measured([4, 8], [1, 2])) | {"lr": 1e-4, "training": record}
     facts = {"seeds": [0, 1], "steps": 2, "samples": 16}
-    study = {"study": facts, "lr": {"grpo": 1e-4, "flowrl": 1e-4}, "base": {"b1": measured([2, 2], [1, 1])}}
+    study = {
+        "study": facts,
+        "sweep": {},
+        "lr": {"grpo": 1e-4, "flowrl": 1e-4},
+        "base": {"b1": measured([2, 2], [1, 1])},
+    }
     study["runs"] = {name: {"0": run, "1": run} for name in ("grpo", "flowrl")}
     (tmp_path / "countdown.json").write_text(json.dumps(study))
     html = write_report(tmp_path, "countdown").read_text()
     for part in ("base", "grpo", "flowrl", "12.5", "avg@16", "pass@16", "Against grpo", "base, T = 0.2"):
         assert part in html
-    assert html.count("<svg") == 4 and "base policies" not in html
+    assert html.count("<svg") == 4 and "base policies" not in html and "Learning rates" not in html
+    study["sweep"] = {name: {"0.0001": 0.312, "0.0002": 0.3} for name in ("grpo", "flowrl")}
     study["base"]["b2"] = study["base"]["b1"]
     (tmp_path / "countdown.json").write_text(json.dumps(study))
-    assert "The runs start from 2 base policies" in write_report(tmp_path, "countdown").read_text()
+    html = write_report(tmp_path, "countdown").read_text()
+    assert "The runs start from 2 base policies" in html
+    assert "31.2 *" in html and "30.0" in html and "30.0 *" not in html
 
 
 def test_report_of_one_system_compares_nothing(tmp_path: Path) -> None:
@@ -181,6 +189,7 @@ def test_report_of_one_system_compares_nothing(tmp_path: Path) -> None:
     study = {
         "study": {"seeds": [0], "steps": 1, "samples": 16},
         "lr": {"grpo": 1e-4},
+        "sweep": {},
         "base": {"b1": measured([2], [1])},
     }
     study["runs"] = {"grpo": {"0": a_run(measured([4], [1])) | {"lr": 1e-4, "training": record}}}
@@ -290,6 +299,7 @@ def test_a_sweep_uses_the_best_and_does_no_run_twice(tmp_path: Path, monkeypatch
     found = run_it(study_of("grpo", seeds=(0, 1), lrs=(1e-4, 3e-4)), tmp_path)
     assert runs.trained == [("grpo", 0, 1e-4), ("grpo", 0, 3e-4), ("grpo", 1, 3e-4)]
     assert found["lr"] == {"grpo": 3e-4}
+    assert found["sweep"] == {"grpo": {"0.0001": 0.0, "0.0003": 1.0}}
     assert {run["lr"] for run in found["runs"]["grpo"].values()} == {3e-4}
 
 

@@ -72,7 +72,8 @@ def run_study(study: Study, directory: Path, name: str, console: RunConsole) -> 
             measured = evaluate(None, base, puzzles, study.puzzles, study.samples)
         base_file.parent.mkdir(exist_ok=True)
         write_json(base_file, measured)
-    lr = _learning_rates(study, directory, console)
+    sweep = _sweep(study, directory, console)
+    lr = {name: max(sweep[name], key=sweep[name].__getitem__) if sweep else study.lrs[0] for name in study.variants}
     runs = [(seed, variant) for seed in study.seeds for variant in study.variants.values()]
     todo = [
         (seed, variant)
@@ -90,13 +91,13 @@ def run_study(study: Study, directory: Path, name: str, console: RunConsole) -> 
             measured = evaluate(final_checkpoint(run_dir), base, puzzles, study.puzzles, study.samples)
             record = {"lr": lr[variant.name], "base_policy": base_policy, "evaluation": measured}
             write_json(run_dir / EVALUATION, record | {"training": training_record(run_dir)})
-            write_json(directory / f"{name}.json", _collect(study, directory, lr))
+            write_json(directory / f"{name}.json", _collect(study, directory, lr, sweep))
             ended += 1
         left = (time.time() - started) / ended * (len(todo) - ended)
         console.message(f"{len(runs) - len(todo) + ended}/{len(runs)} runs done, ETA {short_duration(left)}")
 
     _side_by_side([partial(carry_out, *run) for run in todo], study.jobs)
-    write_json(directory / f"{name}.json", _collect(study, directory, lr))
+    write_json(directory / f"{name}.json", _collect(study, directory, lr, sweep))
 
 
 def _side_by_side(tasks: Sequence[Callable[[], None]], jobs: int) -> None:
@@ -150,10 +151,10 @@ def _prepare(study: Study, console: RunConsole) -> tuple[Path, Path]:
     return Path(config.actor_rollout_ref.model.path), Path(config.data.val_files)
 
 
-def _learning_rates(study: Study, directory: Path, console: RunConsole) -> dict[str, float]:
-    """Each variant's learning rate: that which trains best on the first seed; without runs if there is only one."""
+def _sweep(study: Study, directory: Path, console: RunConsole) -> dict[str, dict[float, float]]:
+    """How well each variant trains on the first seed with each learning rate; empty if there is only one."""
     if len(study.lrs) == 1:
-        return dict.fromkeys(study.variants, study.lrs[0])
+        return {}
     seed = study.seeds[0]
     run_dirs = {
         (name, lr): _run_dir(directory, variant, lr, seed)
@@ -166,12 +167,11 @@ def _learning_rates(study: Study, directory: Path, console: RunConsole) -> dict[
         if not (run_dir / EVALUATION).exists()
     ]
     _side_by_side(runs, study.jobs)
-    solved = {key: _solve_rate(run_dir) for key, run_dir in run_dirs.items()}
-    return {name: max(study.lrs, key=lambda lr, name=name: solved[name, lr]) for name in study.variants}
+    return {name: {lr: _solve_rate(run_dirs[name, lr]) for lr in study.lrs} for name in study.variants}
 
 
 def _solve_rate(run_dir: Path) -> float:
-    """The training solve rate at the end of a run, measured already or not."""
+    """The training solve rate over the last steps of a run, measured already or not."""
     from recipe.flowrl.compare.evaluation import training_record
 
     measured = run_dir / EVALUATION
@@ -205,7 +205,9 @@ def _train(study: Study, variant: Variant, seed: int, lr: float, run_dir: Path, 
         raise UserError(f"{variant.name}, seed {seed}: training ended with status {status}")
 
 
-def _collect(study: Study, directory: Path, lr: dict[str, float]) -> dict[str, Any]:
+def _collect(
+    study: Study, directory: Path, lr: dict[str, float], sweep: dict[str, dict[float, float]]
+) -> dict[str, Any]:
     """Everything that was measured so far."""
     runs: dict[str, dict[str, Any]] = {}
     for variant in study.variants.values():
@@ -215,7 +217,7 @@ def _collect(study: Study, directory: Path, lr: dict[str, float]) -> dict[str, A
                 runs.setdefault(variant.name, {})[str(seed)] = json.loads(path.read_text())
     facts = dataclasses.asdict(dataclasses.replace(study, variants={}))
     base = {file.stem: json.loads(file.read_text()) for file in sorted((directory / BASE).glob("*.json"))}
-    return {"study": facts, "lr": lr, BASE: base, "runs": runs}
+    return {"study": facts, "lr": lr, "sweep": sweep, BASE: base, "runs": runs}
 
 
 def _parse(arguments: list[str]) -> tuple[Study, Path, str]:

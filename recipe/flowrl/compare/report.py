@@ -68,6 +68,9 @@ def write_report(directory: Path, name: str) -> Path:
         ),
         Section("Stability", "Over all seeds.", table=_stability(study)),
     ]
+    if study["sweep"]:
+        text = "Training solve rate, %, over the last steps on the first seed; the best one, marked, is used."
+        sections.append(Section("Learning rates", text, table=_sweep(study)))
     seeds = ", ".join(sorted({seed for runs in study["runs"].values() for seed in runs}, key=int))
     intro = _INTRO.format(**facts | {"seeds": seeds, "puzzles": len(bases[0]["exist"])})
     if len(bases) > 1:
@@ -207,6 +210,15 @@ def _stability(study: dict[str, Any]) -> Table:
         not_finite = sum(len(record["non_finite_steps"]) for record in records)
         rows.append([name, f"{study['lr'][name]:g}", f"{largest:.3g}", str(not_finite)])
     return Table(["", "learning rate", "largest gradient norm", "steps with a non-finite metric"], rows)
+
+
+def _sweep(study: dict[str, Any]) -> Table:
+    """The sweep's keys are JSON's: the learning rates as text."""
+    rows = []
+    for name, solved in study["sweep"].items():
+        rates = [f"{100 * rate:.1f}" + " *" * (float(lr) == study["lr"][name]) for lr, rate in solved.items()]
+        rows.append([name, *rates])
+    return Table(["", *(f"{float(lr):g}" for lr in next(iter(study["sweep"].values())))], rows)
 
 
 def _style(index: int) -> dict[str, Any]:
