@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from adjustText import adjust_text
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from recipe.flowrl.compare.evaluation import BASE_TEMPERATURES, TEMPERATURES
@@ -174,7 +177,6 @@ def _coverage_figure(
     for name, place in places.items():
         style = styles.get(name, _BASE_STYLE)
         axes.plot(*place, color=style["color"], marker=style["marker"], markersize=6)
-        axes.annotate(name, place, textcoords="offset points", xytext=(6, 2), fontsize=7.5)
     axes.margins(x=0.08)
     if spread:
         width, height = 100 * spread["avg@16"], 100 * spread["coverage"]
@@ -184,7 +186,17 @@ def _coverage_figure(
     axes.set_xlabel("avg@16, %")
     axes.set_ylabel(f"solutions found in {samples} samples, % of those that exist")
     axes.grid(alpha=0.3)
+    _name(axes, places)
     return figure
+
+
+def _name(axes: Axes, places: dict[str, tuple[float, float]]) -> None:
+    """Write names beside their points, apart from each other, with a line to the point where a name is further off."""
+    texts = [axes.text(*place, name, fontsize=7.5) for name, place in places.items()]
+    FigureCanvasAgg(axes.figure)  # measures the names
+    axes.figure.draw_without_rendering()  # settles the layout, which moving the names must not change
+    line = {"arrowstyle": "-", "color": "#adb5bd", "linewidth": 0.8}
+    adjust_text(texts, *zip(*places.values(), strict=True), ax=axes, expand=(1.25, 1.6), arrowprops=line)
 
 
 def _training_figure(study: dict[str, Any], styles: Styles) -> Figure:
