@@ -242,7 +242,7 @@ class Runs:
         self.lock, self.evaluating = threading.Lock(), threading.Lock()
         monkeypatch.setattr(compare, "_train", self.train)
         monkeypatch.setattr(compare, "_prepare", lambda study, console: (Path("base"), Path("puzzles")))
-        monkeypatch.setattr(evaluation, "fingerprint", lambda base: self.base_policy)
+        monkeypatch.setattr(evaluation, "weights_fingerprint", lambda base: self.base_policy)
         monkeypatch.setattr(evaluation, "evaluate", self.evaluate)
         monkeypatch.setattr(evaluation, "final_checkpoint", lambda run_dir: run_dir)
         monkeypatch.setattr(evaluation, "training_record", self.record)
@@ -341,9 +341,9 @@ def test_a_fingerprint_stands_for_the_weights(policy: tuple[Any, Any], tmp_path:
     model, _ = policy
     model.save_pretrained(tmp_path / "one")
     model.save_pretrained(tmp_path / "two")
-    assert evaluation.fingerprint(tmp_path / "one") == evaluation.fingerprint(tmp_path / "two")
+    assert evaluation.weights_fingerprint(tmp_path / "one") == evaluation.weights_fingerprint(tmp_path / "two")
     build(tmp_path / "three", TinyQwen2Config(hidden_size=64, layers=1, heads=2, intermediate_size=64, seed=2))
-    assert evaluation.fingerprint(tmp_path / "one") != evaluation.fingerprint(tmp_path / "three")
+    assert evaluation.weights_fingerprint(tmp_path / "one") != evaluation.weights_fingerprint(tmp_path / "three")
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

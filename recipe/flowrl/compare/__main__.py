@@ -56,11 +56,11 @@ def run_study(study: Study, directory: Path, name: str, console: RunConsole) -> 
     Raises:
         UserError: training runs failed, and all others are done; or ``directory`` has runs of another kind.
     """
-    from recipe.flowrl.compare.evaluation import evaluate, final_checkpoint, fingerprint, training_record
+    from recipe.flowrl.compare.evaluation import evaluate, final_checkpoint, training_record, weights_fingerprint
 
     base, puzzles = _prepare(study, console)
     _check_settings(study, directory)  # what can't be composed is no setting of a run
-    base_policy = fingerprint(base)
+    base_policy = weights_fingerprint(base)
     base_file = directory / BASE / f"{base_policy}.json"
     if not base_file.exists():
         if others := sorted(file.stem for file in base_file.parent.glob("*.json")):
@@ -69,9 +69,7 @@ def run_study(study: Study, directory: Path, name: str, console: RunConsole) -> 
                 f"{', '.join(others)}: another machine trains another; only runs from the same one are paired"
             )
         with console.phase("evaluating the base policy"):
-            measured = evaluate(None, base, puzzles, study.puzzles, study.samples)
-        base_file.parent.mkdir(exist_ok=True)
-        write_json(base_file, measured)
+            write_json(base_file, evaluate(None, base, puzzles, study.puzzles, study.samples))
     sweep = _sweep(study, directory, console)
     lr = {name: max(sweep[name], key=sweep[name].__getitem__) if sweep else study.lrs[0] for name in study.variants}
     runs = [(seed, variant) for seed in study.seeds for variant in study.variants.values()]

@@ -1,12 +1,12 @@
 """What a trained policy finds on held-out puzzles, and what its run was like."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from recipe.flowrl.cache import fingerprint
 from recipe.flowrl.data.countdown import read_puzzles
 from recipe.flowrl.export import load_policy
 from recipe.flowrl.models.evaluate import solutions
@@ -60,16 +60,13 @@ def evaluate(checkpoint: Path | None, base: Path, puzzles_file: Path, limit: int
     return result
 
 
-def fingerprint(model: Path) -> str:
+def weights_fingerprint(model: Path) -> str:
     """Twelve hexadecimal digits that stand for the weights in a model directory.
 
     The base policy is trained by the same command everywhere, but its weights differ between processors whose vector
     instructions differ, since sums are taken in another order.
     """
-    digest = hashlib.sha256()
-    for file in sorted(model.glob("*.safetensors")):
-        digest.update(sha256(file).encode())
-    return digest.hexdigest()[:12]
+    return fingerprint(*[sha256(file) for file in sorted(model.glob("*.safetensors"))])
 
 
 def training_record(run_dir: Path) -> dict[str, Any]:
