@@ -278,8 +278,8 @@ def study_of(*algos: str, **changes: Any) -> Study:
     return replace(STUDIES["countdown"], variants=variants, **changes)
 
 
-def run_it(study: Study, directory: Path) -> dict[str, Any]:
-    with RunConsole(io.StringIO()) as console:
+def run_it(study: Study, directory: Path, output: io.StringIO | None = None) -> dict[str, Any]:
+    with RunConsole(output or io.StringIO()) as console:
         compare.run_study(study, directory, "countdown", console)
     return json.loads((directory / "countdown.json").read_text())
 
@@ -296,8 +296,11 @@ def test_runs_side_by_side(jobs: int, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_sweep_uses_the_best_and_does_no_run_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = Runs(monkeypatch, best=3e-4)
-    found = run_it(study_of("grpo", seeds=(0, 1), lrs=(1e-4, 3e-4)), tmp_path)
+    output = io.StringIO()
+    found = run_it(study_of("grpo", seeds=(0, 1), lrs=(1e-4, 3e-4)), tmp_path, output)
     assert runs.trained == [("grpo", 0, 1e-4), ("grpo", 0, 3e-4), ("grpo", 1, 3e-4)]
+    counted = [line.split(",")[0] for line in output.getvalue().splitlines() if "ETA" in line]
+    assert counted == [f"{done}/2 {what} done" for what in ("runs of the sweep", "runs") for done in (1, 2)]
     assert found["lr"] == {"grpo": 3e-4}
     assert found["sweep"] == {"grpo": {"0.0001": 0.0, "0.0003": 1.0}}
     assert {run["lr"] for run in found["runs"]["grpo"].values()} == {3e-4}

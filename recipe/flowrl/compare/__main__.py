@@ -79,10 +79,9 @@ def run_study(study: Study, directory: Path, name: str, console: RunConsole) -> 
         if not (_run_dir(directory, variant, lr[variant.name], seed) / EVALUATION).exists()
     ]
     # Torch's generator, which the samples are drawn from, is the process's.
-    started, one_at_a_time, ended = time.time(), threading.Lock(), 0
+    one_at_a_time = threading.Lock()
 
     def carry_out(seed: int, variant: Variant) -> None:
-        nonlocal ended
         run_dir = _run_dir(directory, variant, lr[variant.name], seed)
         _train(study, variant, seed, lr[variant.name], run_dir, console)
         with one_at_a_time, console.phase(f"evaluating {variant.name}, seed {seed}"):
@@ -90,24 +89,28 @@ def run_study(study: Study, directory: Path, name: str, console: RunConsole) -> 
             record = {"lr": lr[variant.name], "base_policy": base_policy, "evaluation": measured}
             write_json(run_dir / EVALUATION, record | {"training": training_record(run_dir)})
             write_json(directory / f"{name}.json", _collect(study, directory, lr, sweep))
-            ended += 1
-        left = (time.time() - started) / ended * (len(todo) - ended)
-        console.message(f"{len(runs) - len(todo) + ended}/{len(runs)} runs done, ETA {short_duration(left)}")
 
-    _side_by_side([partial(carry_out, *run) for run in todo], study.jobs)
+    _side_by_side([partial(carry_out, *run) for run in todo], len(runs), "runs", study.jobs, console)
     write_json(directory / f"{name}.json", _collect(study, directory, lr, sweep))
 
 
-def _side_by_side(tasks: Sequence[Callable[[], None]], jobs: int) -> None:
-    """Carry out ``tasks`` in their order, ``jobs`` at a time. What fails is reported when all others are done."""
+def _side_by_side(tasks: Sequence[Callable[[], None]], total: int, what: str, jobs: int, console: RunConsole) -> None:
+    """Carry out ``tasks`` in their order, ``jobs`` at a time; the others of ``total`` are done already.
+
+    What fails is reported when all others are done.
+    """
     failures = []
+    started = time.time()
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            for task in as_completed([pool.submit(task) for task in tasks]):
+            for ended, task in enumerate(as_completed([pool.submit(task) for task in tasks]), 1):
                 if isinstance(error := task.exception(), UserError):
                     failures.append(str(error))
                 else:
                     task.result()
+                left = (time.time() - started) / ended * (len(tasks) - ended)
+                done = total - len(tasks) + ended - len(failures)
+                console.message(f"{done}/{total} {what} done, ETA {short_duration(left)}")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -164,7 +167,7 @@ def _sweep(study: Study, directory: Path, console: RunConsole) -> dict[str, dict
         for (name, lr), run_dir in run_dirs.items()
         if not (run_dir / EVALUATION).exists()
     ]
-    _side_by_side(runs, study.jobs)
+    _side_by_side(runs, len(run_dirs), "runs of the sweep", study.jobs, console)
     return {name: {lr: _solve_rate(run_dirs[name, lr]) for lr in study.lrs} for name in study.variants}
 
 
