@@ -338,6 +338,7 @@ def test_a_study_continued_where_the_base_policy_is_another_one(
     found = json.loads((tmp_path / "countdown.json").read_text())
     assert set(found["base"]) == {"b1", "b2"}
     assert {seed: run["base_policy"] for seed, run in found["runs"]["grpo"].items()} == {"0": "b1", "1": "b2"}
+    assert set(run_it(study_of("grpo", seeds=(1,)), tmp_path)["base"]) == {"b2"}, "only those that runs start from"
 
 
 def test_a_fingerprint_stands_for_the_weights(policy: tuple[Any, Any], tmp_path: Path) -> None:

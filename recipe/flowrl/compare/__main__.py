@@ -217,7 +217,8 @@ def _collect(
             if path.exists():
                 runs.setdefault(variant.name, {})[str(seed)] = json.loads(path.read_text())
     facts = dataclasses.asdict(dataclasses.replace(study, variants={}))
-    base = {file.stem: json.loads(file.read_text()) for file in sorted((directory / BASE).glob("*.json"))}
+    started_from = {run["base_policy"] for seeds in runs.values() for run in seeds.values()}
+    base = {name: json.loads((directory / BASE / f"{name}.json").read_text()) for name in sorted(started_from)}
     return {"study": facts, "lr": lr, "sweep": sweep, BASE: base, "runs": runs}
 
 
