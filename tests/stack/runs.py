@@ -66,7 +66,7 @@ def start(run_dir: Path, *overrides: str, experiment: str = "countdown_cpu", **e
     )
 
 
-def finish(process: subprocess.Popen, run_dir: Path, timeout_s: float = 420) -> Run:
+def finish(process: subprocess.Popen, run_dir: Path, timeout_s: float = 600) -> Run:
     """Wait for a launch to end; one that doesn't is killed and fails the test."""
     started = time.monotonic()
     try:

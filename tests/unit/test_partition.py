@@ -103,4 +103,6 @@ def test_dropout_after_each_hidden_layer_in_training_only() -> None:
     assert [layer.p for layer in head.layers if isinstance(layer, nn.Dropout)] == [0.3, 0.3]
     states = torch.randn(1, HIDDEN).expand(50, -1)
     assert head(states).unique().numel() > 1
-    assert head.eval()(states).unique().numel() == 1
+    # Not bit for bit: a matrix product may round its last rows, which fill no vector register, in another way.
+    evaluated = head.eval()(states)
+    torch.testing.assert_close(evaluated, evaluated[:1].expand(50))
