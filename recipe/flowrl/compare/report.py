@@ -177,10 +177,10 @@ def _coverage_figure(
     for name, place in places.items():
         style = styles.get(name, _BASE_STYLE)
         axes.plot(*place, color=style["color"], marker=style["marker"], markersize=6)
-    axes.margins(x=0.08)
+    axes.margins(x=0.1)
     if spread:
         width, height = 100 * spread["avg@16"], 100 * spread["coverage"]
-        place = axes.get_xlim()[1] - 1.2 * width, axes.get_ylim()[0] + 1.2 * height
+        place = axes.get_xlim()[0] + 1.2 * width, axes.get_ylim()[0] + 1.2 * height
         axes.errorbar(*place, xerr=width, yerr=height, color="#868e96", linewidth=1)
         axes.annotate("one run to the next", place, textcoords="offset points", xytext=(6, 4), fontsize=7.5)
     axes.set_xlabel("avg@16, %")
