@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import recipe.flowrl.compare.__main__ as compare
 from recipe.flowrl.compare import evaluation
 from recipe.flowrl.compare.measures import differences, pairs, run_to_run, summary
-from recipe.flowrl.compare.report import write_report
+from recipe.flowrl.compare.report import _coverage_figure, write_report
 from recipe.flowrl.compare.statistics import bootstrap, pass_at_k, powers_of_two
 from recipe.flowrl.compare.studies import STUDIES, Study
 from recipe.flowrl.errors import UserError
@@ -25,7 +25,8 @@ from recipe.flowrl.models.sampling import sample, sequence_log_probs
 from recipe.flowrl.models.tiny_qwen2 import TinyQwen2Config, build
 from recipe.flowrl.reporting.console import RunConsole
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+PROJECT = Path(__file__).resolve().parents[2]
+CONFIGS = PROJECT / "configs"
 
 
 @pytest.mark.parametrize("n", [1, 4, 7])
@@ -195,6 +196,22 @@ def test_report_of_one_system_compares_nothing(tmp_path: Path) -> None:
     study["runs"] = {"grpo": {"0": a_run(measured([4], [1])) | {"lr": 1e-4, "training": record}}}
     (tmp_path / "countdown.json").write_text(json.dumps(study))
     assert "Against" not in write_report(tmp_path, "countdown").read_text()
+
+
+def test_names_in_the_figure_stand_apart_and_always_in_the_same_place() -> None:
+    """Of the published study, whose points lie close together."""
+    study = json.loads((PROJECT / "benchmarks" / "countdown" / "countdown.json").read_text())
+    systems = {"base": list(study["base"].values())}
+    systems |= {name: [run["evaluation"] for run in runs.values()] for name, runs in study["runs"].items()}
+
+    def names() -> dict[str, Any]:
+        figure = _coverage_figure(systems, {}, study["study"]["samples"], {})
+        return {text.get_text(): text.get_window_extent() for text in figure.axes[0].texts}
+
+    found = names()
+    assert found.keys() >= systems.keys()
+    assert [(a, b) for a, b in combinations(found, 2) if found[a].overlaps(found[b])] == []
+    assert {name: box.bounds for name, box in names().items()} == {name: box.bounds for name, box in found.items()}
 
 
 @pytest.mark.parametrize("study", STUDIES)

@@ -196,7 +196,15 @@ def _name(axes: Axes, places: dict[str, tuple[float, float]]) -> None:
     FigureCanvasAgg(axes.figure)  # measures the names
     axes.figure.draw_without_rendering()  # settles the layout, which moving the names must not change
     line = {"arrowstyle": "-", "color": "#adb5bd", "linewidth": 0.8}
-    adjust_text(texts, *zip(*places.values(), strict=True), ax=axes, expand=(1.25, 1.6), arrowprops=line)
+    adjust_text(
+        texts,
+        *zip(*places.values(), strict=True),
+        ax=axes,
+        expand=(1.25, 1.6),
+        force_text=(0.2, 0.4),
+        iter_lim=1000,  # the default is a second, however far that gets on a busy machine
+        arrowprops=line,
+    )
 
 
 def _training_figure(study: dict[str, Any], styles: Styles) -> Figure:
