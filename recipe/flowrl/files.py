@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and directories that one process at a time writes to."""
 
+import errno
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,15 @@ from verl_ext.files import replacing, write_json, write_text
 
 __all__ = ["alone_in", "replacing", "write_json", "write_text"]
 
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system says that has none, such as Lustre mounted without ``flock``."""
+
 
 @contextmanager
 def alone_in(directory: Path) -> Iterator[None]:
     """Be the only process that writes to ``directory``, which is made, for as long as the block lasts.
+
+    On a file system without locks nothing is said against a second one.
 
     Raises:
         UserError: another process is.
@@ -23,5 +29,12 @@ def alone_in(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{directory}: another process is writing there: wait for it, or choose another") from None
+            # A server of files may keep the lock of a machine that went down.
+            raise UserError(
+                f"{directory}: another process is writing there: wait for it, or choose another directory. If no such "
+                f"process is left, remove {lock.name}"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
         yield

@@ -10,14 +10,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recipe.flowrl import preflight, prepare
-from recipe.flowrl.errors import FAILED, Terminated, account_of
+from recipe.flowrl.errors import FAILED, account_of
+from recipe.flowrl.files import alone_in
 from recipe.flowrl.reporting.console import RunConsole
 from recipe.flowrl.reporting.events import FIRST_PHASE, EventWriter
 from recipe.flowrl.resume import choose, settle, verified
 from recipe.flowrl.run_dir import next_log, recorded_launch, save_config, set_aside_records
+from recipe.flowrl.signals import Sigterm
 from recipe.flowrl.supervised import supervised
 from recipe.flowrl.terminal import output_into
-from verl_ext.faults import RunFault
 from verl_ext.guardian import Guardian
 from verl_ext.processes import adopt_orphans, end_descendants
 
@@ -28,7 +29,7 @@ def launch(config: DictConfig) -> None:
     """Run what ``config`` says, from preparing its inputs to the report.
 
     Raises:
-        UserError: bad input that shows only once the inputs are there.
+        UserError: bad input that shows only once the inputs are there; another process writes to the run directory.
         Terminated: a SIGTERM arrived; KeyboardInterrupt for SIGINT. By then no process of the run is left.
     """
     run_dir = Path(config.run_dir).absolute()
@@ -46,6 +47,11 @@ def launch(config: DictConfig) -> None:
     adopt_orphans()
     sigterm = Sigterm()
     sigterm.handle()
+    with alone_in(run_dir):
+        _launch(config, run_dir, sigterm)
+
+
+def _launch(config: DictConfig, run_dir: Path, sigterm: Sigterm) -> None:
     log_path = next_log(run_dir)
     guardian = Guardian(keep_ray_logs=None if _shares_ray(config) else log_path.with_suffix(".ray"))
     failed = False
@@ -92,7 +98,7 @@ def _prepare(config: DictConfig, console: RunConsole) -> None:
         console.message(f"warning: {warning}")
 
 
-def _train(config: DictConfig, run_dir: Path, console: RunConsole, sigterm: "Sigterm", guardian: Guardian) -> None:
+def _train(config: DictConfig, run_dir: Path, console: RunConsole, sigterm: Sigterm, guardian: Guardian) -> None:
     resume = verified(config, console)
     settle(config, resume)
     if resume.step:
@@ -114,7 +120,7 @@ def _train(config: DictConfig, run_dir: Path, console: RunConsole, sigterm: "Sig
     console.message(f"report: {report}")
 
 
-def _run_verl(config: DictConfig, sigterm: "Sigterm") -> None:
+def _run_verl(config: DictConfig, sigterm: Sigterm) -> None:
     from verl.trainer.main_ppo import run_ppo
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
@@ -144,33 +150,3 @@ def _shut_down_ray() -> Iterator[None]:
         import ray
 
         ray.shutdown()
-
-
-class Sigterm:
-    """Turns SIGTERM into the exception that Ray lets through while it waits for a result, and remembers why."""
-
-    arrived = False
-    fault: RunFault | None = None
-
-    def handle(self) -> None:
-        """Install the handler."""
-        signal.signal(signal.SIGTERM, self._raise)
-
-    @contextmanager
-    def told_apart(self) -> Iterator[None]:
-        """Make what ends the block a :class:`Terminated` where it was the signal, or the fault that sent it."""
-        try:
-            yield
-        except BaseException as error:
-            if self.arrived and not isinstance(error, Terminated | RunFault):
-                raise self.fault or Terminated() from error
-            raise
-
-    def raise_in_main(self, fault: RunFault) -> None:
-        """From another thread: end what the main thread does because of ``fault``."""
-        self.fault = fault
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    def _raise(self, signum: int, frame: Any) -> None:
-        self.arrived = True
-        raise KeyboardInterrupt

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from recipe.flowrl import cache
 from recipe.flowrl.errors import exit_status_of
 from recipe.flowrl.reporting.console import RunConsole
+from recipe.flowrl.signals import ends_with_its_children
 
 Say = Callable[[str], None]
 
@@ -89,7 +90,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--cache", type=Path, default=default, help="directory (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
-        with RunConsole(sys.stdout) as console:
+        with ends_with_its_children(), RunConsole(sys.stdout) as console:
             for name in options.names:
                 console.message(f"{name}: {make(name, options.cache, console)}")
     except BaseException as error:

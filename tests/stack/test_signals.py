@@ -1,12 +1,27 @@
-"""Ctrl-C and SIGTERM end a run within 20 s and leave no process behind."""
+"""Ctrl-C and SIGTERM end a run, and a command that started one, within 20 s and leave no process behind."""
 
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from runs import TINY, finish, start
+from runs import PROJECT, TINY, finish, start
+
+LIMIT_S = 20
+ENDLESS = [*TINY, "trainer.total_training_steps=200", "trainer.save_freq=-1"]
+
+
+def descendants_of(process: subprocess.Popen) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def assert_all_ended(processes: list[psutil.Process]) -> None:
+    left = [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not left, left
 
 
 @pytest.mark.parametrize(
@@ -17,17 +32,67 @@ from runs import TINY, finish, start
     ],
 )
 def test_a_signal_ends_the_run(prepared: None, tmp_path: Path, signum: int, status: int, reached: str) -> None:
-    process = start(tmp_path, *TINY, "trainer.total_training_steps=200", "trainer.save_freq=-1", PYTHONUNBUFFERED="1")
+    process = start(tmp_path, *ENDLESS, PYTHONUNBUFFERED="1")
     for line in process.stdout:
         if reached in line:
             break
-    descendants = psutil.Process(process.pid).children(recursive=True)
+    descendants = descendants_of(process)
     assert len(descendants) > 5, "Ray runs"
+    second = finish(start(tmp_path, *ENDLESS), tmp_path)
+    assert second.status == 2
+    assert (
+        second.output.strip() == f"error: {tmp_path}: another process is writing there: wait for it, or choose another"
+    )
     sent = time.monotonic()
     process.send_signal(signum)
     run = finish(process, tmp_path, timeout_s=60)
-    assert time.monotonic() - sent < 20
+    assert time.monotonic() - sent < LIMIT_S
     assert run.status == status
     assert "Traceback" not in run.output
-    left = [p for p in descendants if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    assert not left, left
+    assert_all_ended(descendants)
+
+
+COMMANDS = {
+    "compare": [
+        "study=countdown",
+        "algos=flowrl,grpo",
+        "seeds=0",
+        "jobs=2",
+        "puzzles=4",
+        "samples=16",
+        *TINY,
+        "dir={}",
+    ],
+    "distribution": ["algo=flowrl", "mode=stack", "run_dir={}"],
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "signum", "status"),
+    [("compare", signal.SIGTERM, 143), ("compare", signal.SIGINT, 130), ("distribution", signal.SIGTERM, 143)],
+)
+def test_what_a_command_started_ends_with_it(
+    prepared: None, tmp_path: Path, command: str, signum: int, status: int
+) -> None:
+    """The signal is sent to the command alone, as ``kill`` does."""
+    arguments = [argument.format(tmp_path) for argument in COMMANDS[command]]
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"recipe.flowrl.{command}", *arguments],
+            cwd=PROJECT,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+    deadline = time.monotonic() + 300
+    while not any("raylet" in p.name() for p in descendants_of(process)):
+        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "output").read_text()
+        time.sleep(0.5)
+    descendants = descendants_of(process)
+    sent = time.monotonic()
+    os.kill(process.pid, signum)
+    assert process.wait(60) == status
+    assert time.monotonic() - sent < LIMIT_S
+    assert "Traceback" not in (tmp_path / "output").read_text()
+    assert_all_ended(descendants)

@@ -1,6 +1,9 @@
 """What an evaluation is given: arguments, prepared data, models."""
 
+import errno
+import fcntl
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -94,6 +97,19 @@ def test_one_evaluation_at_a_time(tmp_path: Path) -> None:
             pass
     with alone_in(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(("number", "goes_on"), [(errno.ENOSYS, True), (errno.ENOLCK, True), (errno.EIO, False)])
+def test_a_file_system_without_locks_stops_nobody(
+    number: int, goes_on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(number, "from the file system")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with nullcontext() if goes_on else pytest.raises(OSError, match="from the file system"):
+        with alone_in(tmp_path):
+            pass
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import subprocess, sys, time
 from pathlib import Path
 
 from recipe.flowrl.errors import exit_status_of
-from recipe.flowrl.launch import Sigterm
+from recipe.flowrl.signals import Sigterm
 from recipe.flowrl.reporting.console import RunConsole
 from recipe.flowrl.reporting.events import EventWriter
 from recipe.flowrl.supervised import supervised

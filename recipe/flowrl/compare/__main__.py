@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from recipe.flowrl.compare.studies import STUDIES, Study, Variant
 from recipe.flowrl.errors import UserError, exit_status_of
 from recipe.flowrl.files import alone_in, write_json
 from recipe.flowrl.reporting.console import RunConsole, short_duration
+from recipe.flowrl.signals import end_children, ends_with_its_children
 
 BASE = "base"
 EVALUATION = "evaluation.json"
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
     """Returns the exit status: 0, 1 after a failure, 2 for bad input."""
     try:
         study, directory, name = _parse(arguments)
-        with RunConsole(sys.stdout) as console, alone_in(directory):
+        with ends_with_its_children(), RunConsole(sys.stdout) as console, alone_in(directory):
             run_study(study, directory, name, console)
             from recipe.flowrl.compare.report import write_report
 
@@ -102,8 +103,9 @@ def _side_by_side(tasks: Sequence[Callable[[], None]], total: int, what: str, jo
     failures = []
     started = time.time()
     with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(task) for task in tasks]
         try:
-            for ended, task in enumerate(as_completed([pool.submit(task) for task in tasks]), 1):
+            for ended, task in enumerate(as_completed(futures), 1):
                 if isinstance(error := task.exception(), UserError):
                     failures.append(str(error))
                 else:
@@ -111,8 +113,11 @@ def _side_by_side(tasks: Sequence[Callable[[], None]], total: int, what: str, jo
                 left = (time.time() - started) / ended * (len(tasks) - ended)
                 done = total - len(tasks) + ended - len(failures)
                 console.message(f"{done}/{total} {what} done, ETA {short_duration(left)}")
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            # Else the pool waits for trainings that nobody waits for any more.
+            while isinstance(error, KeyboardInterrupt) and wait(futures, timeout=1).not_done:
+                end_children()
             raise
     if failures:
         raise UserError("; ".join(failures) + ": the same command tries again")

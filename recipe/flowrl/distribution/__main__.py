@@ -18,6 +18,7 @@ from recipe.flowrl.distribution.setup import TEMPERATURE, algorithms, compose_ru
 from recipe.flowrl.errors import UserError, exit_status_of
 from recipe.flowrl.files import write_json
 from recipe.flowrl.reporting.console import RunConsole
+from recipe.flowrl.signals import ends_with_its_children
 
 MODES = ("objective", "stack")
 POINTS_EVERY = 10
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> int:
         for name in names:  # bad names are refused before the first run
             overrides(name, own["reward"])
         run_dir = Path(own["run_dir"]).absolute()
-        with RunConsole(sys.stdout) as console:
+        with ends_with_its_children(), RunConsole(sys.stdout) as console:
             for seed, name in itertools.product(seeds, names):
                 directory = run_dir if own["algo"] == name else run_dir / name
                 if seed is None:

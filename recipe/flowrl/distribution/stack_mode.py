@@ -24,7 +24,8 @@ def train(run_dir: Path, overrides: list[str]) -> None:
         UserError: it failed; its console says why.
     """
     command = [sys.executable, "-m", "recipe.flowrl.main_flowrl", f"run_dir={run_dir}", *overrides]
-    if status := subprocess.run(command).returncode:
+    # Not run(): that kills a child in the midst of its own end.
+    if status := subprocess.Popen(command).wait():
         raise UserError(f"the training run in {run_dir} ended with status {status}")
 
 
