@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -17,6 +19,18 @@ ENDLESS = [*TINY, "trainer.total_training_steps=200", "trainer.save_freq=-1"]
 
 def descendants_of(process: subprocess.Popen) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
+
+
+@contextmanager
+def killed_in_the_end(process: subprocess.Popen) -> Iterator[None]:
+    """So that a test that fails leaves no run beside the next one."""
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            for running in [*descendants_of(process), process]:
+                running.kill()
+            process.wait()
 
 
 def assert_all_ended(processes: list[psutil.Process]) -> None:
@@ -33,36 +47,27 @@ def assert_all_ended(processes: list[psutil.Process]) -> None:
 )
 def test_a_signal_ends_the_run(prepared: None, tmp_path: Path, signum: int, status: int, reached: str) -> None:
     process = start(tmp_path, *ENDLESS, PYTHONUNBUFFERED="1")
-    for line in process.stdout:
-        if reached in line:
-            break
-    descendants = descendants_of(process)
-    assert len(descendants) > 5, "Ray runs"
-    second = finish(start(tmp_path, *ENDLESS), tmp_path)
-    assert second.status == 2
-    assert (
-        second.output.strip() == f"error: {tmp_path}: another process is writing there: wait for it, or choose another"
-    )
-    sent = time.monotonic()
-    process.send_signal(signum)
-    run = finish(process, tmp_path, timeout_s=60)
-    assert time.monotonic() - sent < LIMIT_S
+    with killed_in_the_end(process):
+        for line in process.stdout:
+            if reached in line:
+                break
+        descendants = descendants_of(process)
+        assert len(descendants) > 5, "Ray runs"
+        second = finish(start(tmp_path, *ENDLESS), tmp_path)
+        assert second.status == 2
+        assert second.output.startswith(f"error: {tmp_path}: another process is writing there: wait for it")
+        sent = time.monotonic()
+        process.send_signal(signum)
+        run = finish(process, tmp_path, timeout_s=60)
+        assert time.monotonic() - sent < LIMIT_S
     assert run.status == status
     assert "Traceback" not in run.output
     assert_all_ended(descendants)
 
 
+STUDY = ["study=countdown", "algos=flowrl,grpo", "seeds=0", "jobs=2", "puzzles=4", "samples=16"]
 COMMANDS = {
-    "compare": [
-        "study=countdown",
-        "algos=flowrl,grpo",
-        "seeds=0",
-        "jobs=2",
-        "puzzles=4",
-        "samples=16",
-        *TINY,
-        "dir={}",
-    ],
+    "compare": [*STUDY, *TINY, "dir={}"],
     "distribution": ["algo=flowrl", "mode=stack", "run_dir={}"],
 }
 
@@ -85,14 +90,15 @@ def test_what_a_command_started_ends_with_it(
             start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
-    deadline = time.monotonic() + 300
-    while not any("raylet" in p.name() for p in descendants_of(process)):
-        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "output").read_text()
-        time.sleep(0.5)
-    descendants = descendants_of(process)
-    sent = time.monotonic()
-    os.kill(process.pid, signum)
-    assert process.wait(60) == status
-    assert time.monotonic() - sent < LIMIT_S
+    with killed_in_the_end(process):
+        deadline = time.monotonic() + 300
+        while not any("raylet" in p.name() for p in descendants_of(process)):
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "output").read_text()
+            time.sleep(0.5)
+        descendants = descendants_of(process)
+        sent = time.monotonic()
+        os.kill(process.pid, signum)
+        assert process.wait(60) == status
+        assert time.monotonic() - sent < LIMIT_S
     assert "Traceback" not in (tmp_path / "output").read_text()
     assert_all_ended(descendants)
