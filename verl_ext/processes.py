@@ -3,7 +3,8 @@
 import ctypes
 import os
 import signal
-from collections.abc import Collection, Iterable
+import time
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import psutil
 
 _PR_SET_CHILD_SUBREAPER = 36
 SHARED_MEMORY = Path("/dev/shm")
+Wait = Callable[..., tuple[list[psutil.Process], list[psutil.Process]]]
 
 
 def adopt_orphans() -> None:
@@ -44,22 +46,38 @@ def end_descendants(grace_s: float = 3.0, spare: Collection[int] = ()) -> int:
     return len(ended)
 
 
-def end(processes: Collection[psutil.Process], grace_s: float) -> None:
+def end(processes: Collection[psutil.Process], grace_s: float, wait: Wait = psutil.wait_procs) -> None:
     """Terminate ``processes``, kill those that are left after ``grace_s`` seconds, and remove their shared memory.
 
     A segment of shared memory is removed by the process that made it, or by a helper of that process's, unless both
     are killed.
+
+    Args:
+        processes: they need not be ours.
+        grace_s: seconds between the two.
+        wait: psutil's takes the status of a child of ours; :func:`wait_and_leave` doesn't.
     """
     segments = shared_memory_of(processes)
     for process in processes:
         _signal(process, signal.SIGTERM)
-    _, alive = psutil.wait_procs(processes, timeout=grace_s)
+    _, alive = wait(processes, timeout=grace_s)
     for process in alive:
         _signal(process, signal.SIGKILL)
-    psutil.wait_procs(alive, timeout=grace_s)
+    wait(alive, timeout=grace_s)
     for segment in segments:
         with suppress(OSError):
             segment.unlink()
+
+
+def wait_and_leave(
+    processes: Collection[psutil.Process], timeout: float
+) -> tuple[list[psutil.Process], list[psutil.Process]]:
+    """``psutil.wait_procs`` for children whose status somebody else waits for: the gone and those that still run."""
+    deadline = time.monotonic() + timeout
+    while any(map(runs, processes)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    alive = [process for process in processes if runs(process)]
+    return [process for process in processes if process not in alive], alive
 
 
 def descendants(process: psutil.Process) -> list[psutil.Process]:

@@ -2,16 +2,15 @@
 
 import os
 import signal
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
 
 from recipe.flowrl.errors import Terminated
 from verl_ext.faults import RunFault
-from verl_ext.processes import runs
+from verl_ext.processes import end, wait_and_leave
 
 _GRACE_S = 30.0
 """A training that is asked to end has done so within 20 s; what is left then is killed."""
@@ -71,13 +70,4 @@ def end_children() -> None:
 
     They are left to be waited for by whoever started them, who wants their status.
     """
-    children = [child for child in psutil.Process().children() if runs(child)]
-    deadline = time.monotonic() + _GRACE_S
-    for child in children:
-        with suppress(psutil.NoSuchProcess):
-            child.terminate()
-    while any(map(runs, children)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    for child in filter(runs, children):
-        with suppress(psutil.NoSuchProcess):
-            child.kill()
+    end(psutil.Process().children(), _GRACE_S, wait_and_leave)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 from benchmarks.launches import SMALL_BATCH
+from verl_ext.processes import descendants
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -51,10 +53,14 @@ class Run:
 
 
 def start(run_dir: Path, *overrides: str, experiment: str = "countdown_cpu", **environment: str) -> subprocess.Popen:
-    """Start ``experiment`` with ``overrides`` in a process group of its own."""
-    command = [sys.executable, "-m", "recipe.flowrl.main_flowrl", f"experiment={experiment}", *overrides]
+    """Start ``experiment`` with ``overrides``."""
+    return spawn("main_flowrl", f"experiment={experiment}", *overrides, f"run_dir={run_dir}", **environment)
+
+
+def spawn(command: str, *arguments: str, **environment: str) -> subprocess.Popen:
+    """Start one of the recipe's commands in a process group of its own."""
     return subprocess.Popen(
-        [*command, f"run_dir={run_dir}"],
+        [sys.executable, "-m", f"recipe.flowrl.{command}", *arguments],
         cwd=PROJECT,
         env=os.environ | environment,
         stdout=subprocess.PIPE,
@@ -72,8 +78,14 @@ def finish(process: subprocess.Popen, run_dir: Path, timeout_s: float = 600) -> 
     try:
         output, _ = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        for descendant in [*psutil.Process(process.pid).children(recursive=True), process]:
-            descendant.kill()
+        kill(process)
         output, _ = process.communicate()
         pytest.fail(f"no end after {timeout_s} s:\n{output[-3000:]}")
     return Run(run_dir, process.returncode, output, time.monotonic() - started)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """Kill a launch and all below it."""
+    for running in [*descendants(psutil.Process(process.pid)), process]:
+        with suppress(psutil.NoSuchProcess):
+            running.kill()

@@ -1,9 +1,7 @@
 """Ctrl-C and SIGTERM end a run, and a command that started one, within 20 s and leave no process behind."""
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +9,19 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import PROJECT, TINY, finish, start
+from runs import TINY, finish, kill, spawn, start
+
+from verl_ext.processes import descendants, runs
 
 LIMIT_S = 20
 ENDLESS = [*TINY, "trainer.total_training_steps=200", "trainer.save_freq=-1"]
 
 
-def descendants_of(process: subprocess.Popen) -> list[psutil.Process]:
-    return psutil.Process(process.pid).children(recursive=True)
+def is_raylet(process: psutil.Process) -> bool:
+    try:
+        return "raylet" in process.name()
+    except psutil.NoSuchProcess:  # it was a short-lived one
+        return False
 
 
 @contextmanager
@@ -28,13 +31,12 @@ def killed_in_the_end(process: subprocess.Popen) -> Iterator[None]:
         yield
     finally:
         if process.poll() is None:
-            for running in [*descendants_of(process), process]:
-                running.kill()
+            kill(process)
             process.wait()
 
 
 def assert_all_ended(processes: list[psutil.Process]) -> None:
-    left = [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    left = [process for process in processes if runs(process)]
     assert not left, left
 
 
@@ -51,8 +53,8 @@ def test_a_signal_ends_the_run(prepared: None, tmp_path: Path, signum: int, stat
         for line in process.stdout:
             if reached in line:
                 break
-        descendants = descendants_of(process)
-        assert len(descendants) > 5, "Ray runs"
+        below = descendants(psutil.Process(process.pid))
+        assert len(below) > 5, "Ray runs"
         second = finish(start(tmp_path, *ENDLESS), tmp_path)
         assert second.status == 2
         assert second.output.startswith(f"error: {tmp_path}: another process is writing there: wait for it")
@@ -62,7 +64,7 @@ def test_a_signal_ends_the_run(prepared: None, tmp_path: Path, signum: int, stat
         assert time.monotonic() - sent < LIMIT_S
     assert run.status == status
     assert "Traceback" not in run.output
-    assert_all_ended(descendants)
+    assert_all_ended(below)
 
 
 STUDY = ["study=countdown", "algos=flowrl,grpo", "seeds=0", "jobs=2", "puzzles=4", "samples=16"]
@@ -81,24 +83,18 @@ def test_what_a_command_started_ends_with_it(
 ) -> None:
     """The signal is sent to the command alone, as ``kill`` does."""
     arguments = [argument.format(tmp_path) for argument in COMMANDS[command]]
-    with (tmp_path / "output").open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"recipe.flowrl.{command}", *arguments],
-            cwd=PROJECT,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+    process = spawn(command, *arguments)
     with killed_in_the_end(process):
-        deadline = time.monotonic() + 300
-        while not any("raylet" in p.name() for p in descendants_of(process)):
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "output").read_text()
+        deadline, below = time.monotonic() + 300, []
+        while not any(map(is_raylet, below)):
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
             time.sleep(0.5)
-        descendants = descendants_of(process)
+            below = descendants(psutil.Process(process.pid))
         sent = time.monotonic()
-        os.kill(process.pid, signum)
-        assert process.wait(60) == status
+        process.send_signal(signum)
+        ended = finish(process, tmp_path, timeout_s=60)
         assert time.monotonic() - sent < LIMIT_S
-    assert "Traceback" not in (tmp_path / "output").read_text()
-    assert_all_ended(descendants)
+    assert ended.status == status
+    assert "Traceback" not in ended.output
+    assert_all_ended(below)

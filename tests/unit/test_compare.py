@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import recipe.flowrl.compare.__main__ as compare
 from recipe.flowrl.compare import evaluation
 from recipe.flowrl.compare.measures import differences, pairs, run_to_run, summary
-from recipe.flowrl.compare.report import _coverage_figure, write_report
+from recipe.flowrl.compare.report import _coverage_figure, _systems, write_report
 from recipe.flowrl.compare.statistics import bootstrap, pass_at_k, powers_of_two
 from recipe.flowrl.compare.studies import STUDIES, Study
 from recipe.flowrl.errors import UserError
@@ -201,8 +201,7 @@ def test_report_of_one_system_compares_nothing(tmp_path: Path) -> None:
 def test_names_in_the_figure_stand_apart_and_always_in_the_same_place() -> None:
     """Of the published study, whose points lie close together."""
     study = json.loads((PROJECT / "benchmarks" / "countdown" / "countdown.json").read_text())
-    systems = {"base": list(study["base"].values())}
-    systems |= {name: [run["evaluation"] for run in runs.values()] for name, runs in study["runs"].items()}
+    systems = _systems(study)
 
     def names() -> dict[str, Any]:
         figure = _coverage_figure(systems, {}, study["study"]["samples"], {})

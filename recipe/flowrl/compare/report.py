@@ -40,8 +40,7 @@ def write_report(directory: Path, name: str) -> Path:
     facts = study["study"]
     names, samples = list(study["runs"]), facts["samples"]
     bases = list(study["base"].values())
-    systems = {"base": bases}
-    systems |= {name: [run["evaluation"] for run in study["runs"][name].values()] for name in names}
+    systems = _systems(study)
     styles = dict(zip(systems, [_BASE_STYLE, *map(_style, range(len(names)))], strict=True))
     spread = run_to_run(study["runs"], 1.0, samples)
     sections = [
@@ -79,6 +78,12 @@ def write_report(directory: Path, name: str) -> Path:
     if len(bases) > 1:
         intro += _SEVERAL_BASES.format(count=len(bases))
     return write_page(directory / f"{name}.html", f"Comparison: {name}", intro, sections)
+
+
+def _systems(study: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The evaluations of the base policies, and of every algorithm's runs."""
+    evaluations = {name: [run["evaluation"] for run in runs.values()] for name, runs in study["runs"].items()}
+    return {"base": list(study["base"].values())} | evaluations
 
 
 def _table(systems: dict[str, list[dict[str, Any]]], temperature: float, samples: int) -> Table:
