@@ -22,10 +22,12 @@ from rich.table import Table
 
 from benchmarks.machine import PROJECT, describe
 from benchmarks.victims import LIMIT_S, RECOVERS, TITLES, Outcome, Victim
-from recipe.flowrl.files import write_json
+from recipe.flowrl.common.files import write_json
 
 STARTING = ("starting Ray", "loading the model", "loading vLLM", "first weight sync")
 STEPPING = ("rollout", "log-probs", "update", "checkpoint", "weight sync")
+KINDS = [kind for kind in TITLES if kind != "weight receiver"]
+"""Of a synchronous run, which has no process of its own for that."""
 FROM_THE_START = ("main process", "guardian", "gcs", "raylet", "log monitor", "runtime env agent", "trainer")
 """Kinds that are there while the others are being started."""
 
@@ -52,7 +54,7 @@ def plan(number: int, seed: int) -> list[Kill]:
     draw = random.Random(seed)
     kills: list[Kill] = []
     while len(kills) < number:
-        for kind in draw.sample(list(TITLES), len(TITLES)):
+        for kind in draw.sample(KINDS, len(KINDS)):
             turn = len(kills) % 5
             phase = draw.choice(STARTING if turn == 1 and kind in FROM_THE_START else STEPPING)
             phase = "checkpoint" if turn == 3 else phase

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from verl_ext.files import open_own, write_json
+
 PROJECT = Path(__file__).resolve().parents[1]
 
 
@@ -25,9 +27,9 @@ def call(module: str, argument: Any, environment: Mapping[str, str], timeout_s: 
     """
     with tempfile.TemporaryDirectory(prefix="flowrl_bench_") as directory:
         given, result, log = (Path(directory) / name for name in ("argument.json", "result.json", "log"))
-        given.write_text(json.dumps(argument))
+        write_json(given, argument)
         command = [sys.executable, "-m", "benchmarks.children", module, str(given), str(result)]
-        with log.open("w") as output:
+        with os.fdopen(open_own(log, 0), "w") as output:
             process = subprocess.Popen(
                 command, cwd=PROJECT, env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT
             )
@@ -47,7 +49,7 @@ def main() -> None:
     """``python -m benchmarks.children MODULE ARGUMENT_FILE RESULT_FILE``."""
     module, given, result = sys.argv[1:]
     measured = importlib.import_module(f"benchmarks.{module}").measure(json.loads(Path(given).read_text()))
-    Path(result).write_text(json.dumps(measured))
+    write_json(Path(result), measured)
 
 
 if __name__ == "__main__":

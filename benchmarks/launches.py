@@ -1,17 +1,19 @@
 """Launches of the recipe's entry point, and what their records say about time."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.children import PROJECT, ChildError
+from recipe.flowrl.common.files import open_own
+from recipe.flowrl.common.jsonl import JsonLines
 
 END_OF_RUN_S = 30
 """The entry point ends within 20 s of a signal."""
@@ -38,37 +40,55 @@ class Launch:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        return _json_lines(self.run_dir / "events.jsonl")
+        return JsonLines(self.run_dir / "events.jsonl").read()
 
     @property
     def metrics(self) -> dict[int, dict[str, float]]:
         """Step -> its metrics."""
-        return {line["step"]: line for line in _json_lines(self.run_dir / "metrics.jsonl")}
+        return {line["step"]: line for line in JsonLines(self.run_dir / "metrics.jsonl").read()}
 
 
 def launch(overrides: Sequence[str], run_dir: Path, timeout_s: float = 900) -> Launch:
-    """Run ``main_flowrl`` with these overrides to its end.
+    """Run ``main_flowrl`` with these overrides to its end; a ``run_dir`` that is there is continued.
 
     Raises:
         ChildError: it failed, or took longer than ``timeout_s`` seconds.
     """
-    run_dir.mkdir(parents=True)
+    return launch_together({run_dir: overrides}, timeout_s)[0]
+
+
+def launch_together(launches: Mapping[Path, Sequence[str]], timeout_s: float) -> list[Launch]:
+    """The same for several at once: run directory -> overrides. The first that fails ends the others."""
+    deadline = time.monotonic() + timeout_s
+    with ExitStack() as stack:
+        started = {run_dir: stack.enter_context(_running(given, run_dir)) for run_dir, given in launches.items()}
+        moments = {run_dir: moment for run_dir, (_, moment) in started.items()}
+        for run_dir, (process, _) in started.items():
+            try:
+                status: int | str = process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                status = f"no end after {timeout_s:.0f} s"
+                _end(process)
+            if status != 0:
+                output = (run_dir / "console.log").read_text(errors="replace")
+                raise ChildError(f"{' '.join(process.args)}: {status}\n{output[-3000:]}")
+    return [Launch(run_dir, moment) for run_dir, moment in moments.items()]
+
+
+@contextmanager
+def _running(overrides: Sequence[str], run_dir: Path) -> Iterator[tuple[subprocess.Popen, float]]:
+    """The process, which is ended with the block, and when it was started."""
+    run_dir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "recipe.flowrl.main_flowrl", *overrides, f"run_dir={run_dir}"]
-    with (run_dir / "console.log").open("w+") as output:
+    with os.fdopen(open_own(run_dir / "console.log", os.O_TRUNC), "w") as output:
         started = time.time()
         process = subprocess.Popen(
             command, cwd=PROJECT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=dict(os.environ)
         )
         try:
-            status: int | str = process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            status = f"no end after {timeout_s:.0f} s"
+            yield process, started
         finally:
             _end(process)
-        if status != 0:
-            output.seek(0)
-            raise ChildError(f"{' '.join(command)}: {status}\n{output.read()[-3000:]}")
-    return Launch(run_dir, started)
 
 
 def _end(process: subprocess.Popen) -> None:
@@ -108,7 +128,3 @@ def step_periods(events: Sequence[Mapping[str, Any]]) -> list[float]:
     """
     begins = [event["time"] for event in events if event["event"] == "phase" and event["name"] == "rollout"]
     return [after - before for before, after in zip(begins, begins[1:], strict=False)]
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]

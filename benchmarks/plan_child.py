@@ -65,9 +65,9 @@ def _worker(config: Any) -> Any:
 
 
 def _planned(config: Any) -> tuple[str, dict[str, float]]:
-    from recipe.flowrl.plan.gpus import GPUS
+    from recipe.flowrl.common.gpus import GPUS
+    from recipe.flowrl.plan.architecture import load_architecture, shape_of
     from recipe.flowrl.plan.memory import plan_memory
-    from recipe.flowrl.plan.model import load_architecture, shape_of
 
     shape = shape_of(load_architecture(config.actor_rollout_ref.model.path), config.flowrl)
     plan = plan_memory(config, shape, GPUS["h100_80gb"])

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.children import call
-from benchmarks.configuration import compose, environment
+from benchmarks.configuration import compose
 from benchmarks.rows import Row
 from benchmarks.workload import Workload, write_model
+from recipe.flowrl.common.environment import environment_of
 from recipe.flowrl.reporting.console import RunConsole
 
 TOLERANCE = 0.15
@@ -59,7 +60,7 @@ CASES = {
 
 def measure(console: RunConsole, names: tuple[str, ...] = tuple(CASES)) -> dict[str, Any]:
     """Returns ``settings``, ``summary`` (planned / measured by case) and ``samples``, all JSON; bytes."""
-    env = environment(compose("cluster=cpu"))
+    env = environment_of(compose("cluster=cpu"))
     samples = {}
     for name in names:
         case = CASES[name]

@@ -1,11 +1,12 @@
 """The tokens of a run's rollouts, rebuilt from the texts that it left."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig
+
+from recipe.flowrl.common.jsonl import JsonLines
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def read_rollouts(run_dir: Path, config: DictConfig, steps: Sequence[int]) -> li
 
     files = [run_dir / "rollouts" / f"{step}.jsonl" for step in steps]
     # verl fills a step up with empty rows where a rollout is missing.
-    steps_of_rows = [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
+    steps_of_rows = [JsonLines(path).read() for path in files]
     return [[rollout(row) for row in rows if not str(row.get("uid", "")).startswith("pad")] for rows in steps_of_rows]
 
 

@@ -1,13 +1,16 @@
 """All benchmarks: ``python -m benchmarks.run``. Prints a table and writes a JSON file for each benchmark.
 
+The table shows the figures committed last beside those of today; where the machine is another, only ratios compare.
 The figures of a busy machine are worth nothing: run it when nothing else does.
 """
 
 import argparse
+import json
 import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,8 @@ from benchmarks.configuration import compose
 from benchmarks.launches import Launch, launch
 from benchmarks.machine import PROJECT, describe
 from benchmarks.rows import Row
-from recipe.flowrl import prepare
-from recipe.flowrl.files import write_json
+from recipe.flowrl.common.files import write_json
+from recipe.flowrl.prepare import own_tasks as prepare
 from recipe.flowrl.reporting.console import RunConsole
 
 NAMES = ("update_cost", "plan_memory", "grading", "step_floor", "startup", "checkpoint_cost")
@@ -47,13 +50,27 @@ def main() -> None:
     options = _options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     machine = describe()
+    earlier = {name: committed(name) for name in options.names}  # before today's take their place
     tables: dict[str, list[Row]] = {}
     with RunConsole(sys.stdout) as console:
         for name, result in _measure(options, console):
             facts = {"benchmark": name, "quick": options.quick, "machine": machine}
             write_json(options.out / f"{name}.json", facts | result, indent=1)
             tables[name] = ROWS[name](result)
-    _print(tables)
+    Console().print(table(tables, earlier))
+
+
+def committed(name: str, directory: Path = PROJECT / "benchmarks") -> dict[str, float]:
+    """The figures of the last committed run of a benchmark: row to value; none where there is no such file."""
+    shown = subprocess.run(
+        ["git", "show", f"HEAD:./{name}.json"], cwd=directory, capture_output=True, text=True, check=False
+    )
+    if shown.returncode:
+        return {}
+    try:
+        return {row.name: row.value for row in ROWS[name](json.loads(shown.stdout))}
+    except (KeyError, TypeError):
+        return {}  # of a version that measured something else
 
 
 def _options() -> argparse.Namespace:
@@ -82,7 +99,7 @@ def _measure(options: argparse.Namespace, console: RunConsole) -> Iterator[tuple
         names = tuple(plan_memory.CASES)
         yield "plan_memory", plan_memory.measure(console, names[:1] if options.quick else names)
     if "grading" in options.names:
-        yield "grading", grading.measure(grading.QUICK if options.quick else grading.Effort(), console)
+        yield "grading", grading.measure(grading.QUICK if options.quick else grading.Effort(references=True), console)
     if {"step_floor", "startup", "checkpoint_cost"} & set(options.names):
         with tempfile.TemporaryDirectory(prefix="flowrl_bench_") as directory:
             yield from _measure_runs(options, Path(directory), console)
@@ -116,18 +133,28 @@ def _measure_runs(
         yield "checkpoint_cost", checkpoint_cost.measure(saving)
 
 
-def _print(tables: dict[str, list[Row]]) -> None:
-    table = Table(title="benchmarks")
-    for title, justify in (("", "left"), ("median", "right"), ("spread", "left"), ("target", "right"), ("met", "left")):
-        table.add_column(title, justify=justify)
+def table(tables: Mapping[str, Sequence[Row]], earlier: Mapping[str, Mapping[str, float]]) -> Table:
+    """What was measured, beside the committed figures.
+
+    Args:
+        tables: benchmark to its rows.
+        earlier: benchmark to :func:`committed`.
+    """
+    result = Table(title="benchmarks")
+    columns = ("", "median", "spread", "target", "met", "committed", "change")
+    for title, justify in zip(columns, ("left", "right", "left", "right", "left", "right", "right"), strict=True):
+        result.add_column(title, justify=justify)
     for name, lines in tables.items():
-        table.add_section()
-        table.add_row(TITLES[name], style="bold")
+        result.add_section()
+        result.add_row(TITLES.get(name, name), style="bold")
         for row in lines:
             target = "" if row.target is None else f"<= {row.target:g} {row.unit}"
             met = {None: "", True: "yes", False: "no"}[row.met]
-            table.add_row(row.name, f"{row.value:.3f} {row.unit}", row.spread, target, met)
-    Console().print(table)
+            before = earlier.get(name, {}).get(row.name)
+            then = "" if before is None else f"{before:.3f} {row.unit}"
+            change = f"{row.value / before - 1:+.0%}" if before else ""
+            result.add_row(row.name, f"{row.value:.3f} {row.unit}", row.spread, target, met, then, change)
+    return result
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.children import call
-from benchmarks.configuration import environment
 from benchmarks.launches import Launch, step_periods
 from benchmarks.rollouts import Rollout, read_rollouts, token_count
 from benchmarks.rows import Row, ratio_row, summary_row
 from benchmarks.stats import paired_ratio, summarize
+from recipe.flowrl.common.environment import environment_of
 from recipe.flowrl.reporting.console import RunConsole
 
 TARGET = 1.25
@@ -50,9 +50,9 @@ def measure(launch: Launch, console: RunConsole) -> dict[str, Any]:
     _check_tokens(rollouts, [metrics[step]["perf/total_num_tokens"] for step in periods])
 
     with console.phase("step_floor: vLLM alone"):
-        generated = call("floor_generate", _generation(config, rollouts), environment(config))
+        generated = call("floor_generate", _generation(config, rollouts), environment_of(config))
     with console.phase("step_floor: bare PyTorch"):
-        trained = call("floor_train", _training(config, rollouts), environment(config))
+        trained = call("floor_train", _training(config, rollouts), environment_of(config))
 
     samples = []
     for step in steps:
@@ -61,7 +61,7 @@ def measure(launch: Launch, console: RunConsole) -> dict[str, Any]:
         tokens = token_count(rollouts[step - 1])
         samples.append({"step": step, "tokens": tokens, "period": periods[step], "run": timers, "floor": floor})
     return {
-        "settings": {"target": TARGET, "environment": environment(config)},
+        "settings": {"target": TARGET, "environment": environment_of(config)},
         "summary": _summarize(samples),
         "samples": samples,
     }

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.children import call
-from benchmarks.configuration import compose, environment
+from benchmarks.configuration import compose
 from benchmarks.rows import Row, ratio_row, summary_row
 from benchmarks.stats import block_sums, interleaved, paired_ratio, summarize
 from benchmarks.workload import Workload, write_model
+from recipe.flowrl.common.environment import environment_of
 from recipe.flowrl.reporting.console import RunConsole
 
 FLOWRL, BASELINE = "flowrl", "grpo"
@@ -46,7 +47,7 @@ QUICK = Effort(
 
 def measure(effort: Effort, console: RunConsole) -> dict[str, Any]:
     """Returns ``settings``, ``summary`` and ``samples``, all JSON. Times in seconds, memory in bytes."""
-    env = environment(compose("cluster=cpu"))
+    env = environment_of(compose("cluster=cpu"))
     with tempfile.TemporaryDirectory(prefix="flowrl_bench_") as model:
         parameters = write_model(effort.workload, Path(model))
         given = {"workload": asdict(effort.workload), "model": model}

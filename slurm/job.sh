@@ -33,6 +33,8 @@ prepare_attempt() {
   # Without a token of its own a Ray cluster takes anybody's work; one left in ~/.ray would be used by halves.
   RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
+  VLLM_API_KEY=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n') # verl reaches the servers through Ray; nobody needs it
+  export VLLM_API_KEY
   export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # the default outlasts KillWait
   mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
   say "job $SLURM_JOB_ID, attempt $((${SLURM_RESTART_COUNT:-0} + 1)), nodes ${nodes[*]}, logs in $FLOWRL_ATTEMPT"

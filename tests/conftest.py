@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,20 +11,31 @@ import yaml
 from omegaconf import OmegaConf
 from xdist.scheduler import LoadScopeScheduling
 
+from recipe.flowrl.common.environment import export_environment
+
 # What OmegaConf takes its parser from. The tests compose a configuration hundreds of times, and this one is in C.
 yaml.SafeLoader = yaml.CSafeLoader
 
 PROJECT = Path(__file__).resolve().parents[1]
 CPU = OmegaConf.load(PROJECT / "configs" / "cluster" / "cpu.yaml")
-os.environ |= {name: str(value) for name, value in CPU.ray_kwargs.ray_init.runtime_env.env_vars.items()}
+export_environment(CPU)
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(scope="session")
 def prepared() -> None:
     """The data and the base policy of ``experiment=countdown_cpu``, made once a machine: minutes."""
-    command = [sys.executable, "-m", "recipe.flowrl.prepare", "countdown", "tiny_qwen2"]
+    command = [sys.executable, "-m", "recipe.flowrl", "prepare", "countdown", "tiny_qwen2"]
     subprocess.run(command, cwd=PROJECT, check=True, timeout=1500)
+
+
+@pytest.fixture(autouse=True)
+def _environment_is_the_tests_own() -> Iterator[None]:
+    """Commands that a test calls in its own process set the environment of the run, as they should."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 class OneStackAtATime(LoadScopeScheduling):

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -35,16 +35,25 @@ from verl.workers.config.optimizer import FSDPOptimizerConfig, build_optimizer
 
 from verl_ext.files import replacing
 
+if TYPE_CHECKING:
+    from verl.workers.engine.fsdp.transformer_impl import FSDPEngine as _Engine
+else:
+    _Engine = object
 
-class AuxiliaryModuleMixin:
+
+class AuxiliaryModuleMixin(_Engine):
     """Put in front of a verl FSDP engine class. The subclass says what the module is; this class trains it.
 
     Subclasses define :meth:`build_auxiliary`, :meth:`auxiliary_optim_config`, ``auxiliary_name`` (its checkpoint file,
-    ``<auxiliary_name>.pt``, and the prefix of its metrics) and may set ``clip_auxiliary_separately``.
+    ``<auxiliary_name>.pt``, and the prefix of its metrics) and may override ``clip_auxiliary_separately``.
     """
 
     auxiliary_name: str
-    clip_auxiliary_separately: bool = False
+
+    @property
+    def clip_auxiliary_separately(self) -> bool:
+        """Whether its gradients' norm is clipped by itself, instead of together with the policy's."""
+        return False
 
     def build_auxiliary(self, policy: nn.Module) -> nn.Module:
         """The module to train, in float32 on the CPU, with the same weights on every rank."""

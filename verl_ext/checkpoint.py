@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
@@ -17,6 +17,12 @@ from verl_ext.checkpoint_files import PARTIAL, clear_partial, commit, step_name,
 logger = logging.getLogger(__name__)
 
 _FULL = 2**26  # torch says of a full disk that it is at an unexpected position
+
+
+if TYPE_CHECKING:
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer as _Trainer
+else:
+    _Trainer = object
 
 
 class CheckpointError(Exception):
@@ -32,7 +38,7 @@ class _Save:
     future: Future
 
 
-class AtomicCheckpointMixin:
+class AtomicCheckpointMixin(_Trainer):
     """Put in front of a verl V1 trainer class: its checkpoints go through :func:`verl_ext.checkpoint_files.commit`.
 
     verl's own save, in which the workers write their files, is what a step waits for. Flushing, checksums, renaming and
@@ -41,6 +47,8 @@ class AtomicCheckpointMixin:
     ``trainer.default_local_dir`` must be shared. ``max_actor_ckpt_to_keep`` counts whole directories;
     ``max_critic_ckpt_to_keep`` has no effect of its own.
     """
+
+    checkpoint_callback: CheckpointCallback
 
     def __init__(self, config: DictConfig) -> None:
         super().__init__(config)

@@ -3,6 +3,7 @@
 from verl.utils.import_utils import import_external_libs
 from verl.workers.config import TrainingWorkerConfig
 
+from verl_ext.patches import patch_models
 from verl_ext.reshard import ReshardingTrainingWorker
 
 
@@ -13,5 +14,6 @@ class CriticWorker(ReshardingTrainingWorker):
     """
 
     def __init__(self, config: TrainingWorkerConfig) -> None:
+        patch_models()
         import_external_libs(config.model_config.external_lib)
         super().__init__(config)

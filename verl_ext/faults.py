@@ -15,3 +15,15 @@ class Stalled(RunFault):
 
 class NonFiniteError(RunFault):
     """Too many updates in a row had a loss or a gradient that isn't finite. The message says where the batch is."""
+
+
+class UngradedError(RunFault):
+    """In too many steps in a row no response could be graded."""
+
+
+class LogProbsDiffer(RunFault):
+    """Two ways to compute the log-probs of the same tokens don't agree."""
+
+
+class RejectedError(RunFault):
+    """Every response of a batch was rejected: there is nothing to train on."""

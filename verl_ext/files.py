@@ -1,29 +1,63 @@
 """Files that appear whole or not at all, and checksums of what a directory holds. Standard library only."""
 
+import errno
 import hashlib
 import json
 import os
+import secrets
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
 """Name of a directory's manifest."""
 
+_WRITING = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe isn't waited for
 _THREADS = 8
 _CHUNK = 2**24
 
 
-@contextmanager
-def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write to, renamed to ``path`` if the block ends well and removed if not.
+def open_own(path: Path, flags: int, mode: int = 0o666) -> int:
+    """Open ``path`` for writing, made where it isn't there; never through a symbolic link, whoever put it there.
 
-    The directory is made. ``durable``: what is there afterwards is there after a power cut as well.
+    Args:
+        flags: of ``open(2)``, besides.
+        mode: for a new file; one that is there is cut down to it.
+
+    Raises:
+        OSError: says so if a link is there.
+    """
+    try:
+        descriptor = os.open(path, _WRITING | flags, mode)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OSError(error.errno, "is a symbolic link, and isn't written through: remove it", str(path)) from error
+    found = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    if found & ~mode:
+        with suppress(PermissionError):  # somebody else's, who lets us write
+            os.fchmod(descriptor, found & mode)
+    return descriptor
+
+
+@contextmanager
+def replacing(path: Path, durable: bool = False, private: bool = False) -> Iterator[Path]:
+    """A temporary file beside ``path`` to write to, renamed to ``path`` if the block ends well and removed if not.
+
+    The directory is made. ``durable``: what is there afterwards is there after a power cut as well. ``private``: only
+    this user can read it. The name can't be foreseen: other machines and containers have the same process ids.
+
+    Raises:
+        OSError: a directory, a device or a pipe is there: root could replace ``/dev/null`` for all the machine.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    if path.exists() and not path.is_file():  # nor a link to such, as /dev/stdout is
+        raise OSError(errno.EINVAL, "is no ordinary file, and isn't replaced", str(path))
+    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.{secrets.token_hex(4)}")
+    os.close(open_own(temporary, os.O_EXCL, 0o600 if private else 0o666))
     try:
         yield temporary
         if durable:

@@ -6,7 +6,6 @@ it. Standard library and psutil only: it starts fast and stays small.
 """
 
 import argparse
-import glob
 import json
 import os
 import select
@@ -16,12 +15,13 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from verl_ext.processes import SHARED_MEMORY, descendants, end, runs, shared_memory_of
+from verl_ext.processes import SHARED_MEMORY, descendants, end, python_path, runs, shared_memory_of
 
 RUN_ID = "VERL_EXT_RUN_ID"
 """Environment variable that all processes of a run on this machine share."""
@@ -30,23 +30,27 @@ POLL_S = 1.0
 SYNC_MEMORY = "verl_weights_*"
 """verl's shared memory of the weight sync. What removes it otherwise dies with the worker where Ray ends that."""
 
-SYNC_SOCKETS = "/tmp/rl-colocate-zmq-*-{run_id}-*"
-"""verl's sockets of the weight sync; see ``verl_ext.rollout.run_unique_job_id``."""
+_PREFIX = "verl-"
+
+
+def run_directory(run_id: str) -> Path:
+    """Where a run keeps its sockets, under the system's temporary directory."""
+    return Path(tempfile.gettempdir()) / f"{_PREFIX}{run_id}"
 
 
 class Guardian:
     """Starts the guardian of this process, and tells it what goes on.
 
-    Sets :data:`RUN_ID`, and where vLLM and, unless ``shared_ray``, Ray keep their sockets and files, which is a
-    directory under the system's temporary one. Make it before Ray starts.
+    Sets :data:`RUN_ID`, and where vLLM and, unless ``shared_ray``, Ray keep their sockets and files, which is the run's
+    :func:`run_directory`; so do the sockets of the weight sync. Make it before Ray starts.
 
     Args:
         keep_ray_logs: where Ray's own logs go when the run fails; None where Ray isn't the run's own.
     """
 
     def __init__(self, keep_ray_logs: Path | None) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="verl-"))
-        os.environ[RUN_ID] = self.directory.name.removeprefix("verl-")
+        self.directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        os.environ[RUN_ID] = self.directory.name.removeprefix(_PREFIX)
         os.environ["VLLM_RPC_BASE_PATH"] = str(self.directory)
         if keep_ray_logs is not None:
             os.environ["RAY_TMPDIR"] = str(self.directory)
@@ -72,35 +76,35 @@ class Guardian:
         """Nothing is left to end: remove the run's files outside its directory. The guardian goes."""
         remove_files(self.directory, self._keep_ray_logs if failed else None)
         self._tell({"done": True})
-        self._process.stdin.close()
+        self._pipe.close()
         self._process.wait()
 
     def _start(self) -> None:
         command = [sys.executable, "-m", "verl_ext.guardian", str(os.getpid()), str(self.directory)]
         command += [str(self._keep_ray_logs)] if self._keep_ray_logs else []
-        project = str(Path(__file__).resolve().parents[1])
-        path = os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
-            env=os.environ | {"PYTHONPATH": path},
+            env=os.environ | {"PYTHONPATH": python_path()},
         )
+        assert self._process.stdin is not None
+        self._pipe = self._process.stdin
 
     def _tell(self, message: dict[str, Any]) -> None:
         with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
+            self._pipe.write(json.dumps(message).encode() + b"\n")
+            self._pipe.flush()
 
 
 def remove_files(directory: Path, keep_ray_logs: Path | None) -> None:
-    """Remove a run's directory of sockets, its sockets elsewhere, and shared memory of weight syncs that nobody uses.
+    """Remove a run's directory of sockets, and shared memory of weight syncs that nobody uses.
 
     Ray's logs are copied to ``keep_ray_logs`` before.
     """
-    for logs in directory.glob("ray/session_*/logs") if keep_ray_logs else ():
-        if not logs.parent.is_symlink():  # Ray's session_latest
+    for logs in directory.glob("ray/session_*/logs"):
+        if keep_ray_logs is not None and not logs.parent.is_symlink():  # Ray's session_latest
             with suppress(OSError):
                 shutil.copytree(logs, keep_ray_logs, dirs_exist_ok=True, symlinks=True)
     shutil.rmtree(directory, ignore_errors=True)
@@ -108,9 +112,6 @@ def remove_files(directory: Path, keep_ray_logs: Path | None) -> None:
     for segment in set(SHARED_MEMORY.glob(SYNC_MEMORY)) - mapped:
         with suppress(OSError):
             segment.unlink()
-    for socket in glob.glob(SYNC_SOCKETS.format(run_id=directory.name.removeprefix("verl-"))):
-        with suppress(OSError):
-            os.unlink(socket)
 
 
 def of_run(run_id: str) -> list[psutil.Process]:
@@ -124,40 +125,75 @@ def of_run(run_id: str) -> list[psutil.Process]:
     return found
 
 
+@dataclass
+class Orders:
+    """What the run has said on the pipe ``source``, a JSON object a line (:meth:`Guardian._tell`)."""
+
+    source: int
+    done: bool = False
+    """The run has ended by itself."""
+    closed: bool = False
+    """The run's end of the pipe is closed."""
+    deadline: float | None = None
+    """When the run is to have ended, on the monotonic clock."""
+    reason: str | None = None
+    """Why it is to end: the first that was given, which is the cause."""
+    _rest: bytes = b""
+
+    def listen(self, wait_s: float) -> None:
+        """Take in what has been said, or is within ``wait_s`` seconds."""
+        if not select.select([self.source], [], [], wait_s)[0]:
+            return
+        data = os.read(self.source, 65536)
+        self.closed = not data
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for message in map(json.loads, lines):
+            if message.get("done"):
+                self.done = True
+            elif self.deadline is None:
+                self.deadline, self.reason = time.monotonic() + message["within_s"], message["reason"]
+
+    @property
+    def overdue(self) -> bool:
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+
 def guard(pid: int, run_id: str) -> str | None:
     """Look on until the run with main process ``pid`` is over, or its time to end is up. Then nothing of it is left.
 
     Returns:
         What it died of; None if it ended by itself.
     """
-    known: dict[int, psutil.Process] = {}
-    deadline, reason, rest = None, None, b""
+    orders = Orders(sys.stdin.fileno())
+    family = watch(pid, orders)
+    if orders.done:
+        return None
+    sweep(family, run_id)
+    return orders.reason or f"the main process (pid {pid}) died"
+
+
+def watch(pid: int, orders: Orders) -> set[psutil.Process]:
+    """Look on until process ``pid`` is over, has said that it is done, or is overdue.
+
+    Returns:
+        The process and its descendants, also those that have lost their parent meanwhile.
+    """
     try:
         run = psutil.Process(pid)
-        known[pid] = run
     except psutil.NoSuchProcess:
-        run = None
-    while run is not None:
-        readable, _, _ = select.select([sys.stdin], [], [], POLL_S)
-        data = os.read(sys.stdin.fileno(), 65536) if readable else None
-        *lines, rest = (rest + (data or b"")).split(b"\n")
-        for message in map(json.loads, lines):
-            if message.get("done"):
-                return None
-            if deadline is None:  # the first reason is the cause
-                deadline, reason = time.monotonic() + message["within_s"], message["reason"]
-        known = {p.pid: p for p in [*known.values(), *descendants(run)] if runs(p)}
-        if data == b"" or not runs(run):
-            break
-        if deadline is not None and time.monotonic() > deadline:
-            break
-    known |= {p.pid: p for process in list(known.values()) for p in descendants(process)}
-    known.pop(os.getpid(), None)
-    known |= {process.pid: process for process in of_run(run_id)}
-    while alive := [process for process in known.values() if runs(process)]:
+        return set()
+    family = {run}
+    while not (orders.done or orders.closed or orders.overdue) and runs(run):
+        orders.listen(POLL_S)
+        family = {process for process in family | set(descendants(run)) if runs(process)}
+    return family
+
+
+def sweep(family: set[psutil.Process], run_id: str) -> None:
+    """End ``family``, its descendants, and whatever has ``run_id`` in its environment, until nothing of it runs."""
+    family = family.union(*map(descendants, family)) - {psutil.Process()}
+    while alive := [process for process in family | set(of_run(run_id)) if runs(process)]:
         end(alive, grace_s=3.0)
-        known |= {process.pid: process for process in of_run(run_id)}
-    return reason or f"the main process (pid {pid}) died"
 
 
 def main(arguments: list[str]) -> int:
@@ -167,7 +203,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("directory", type=Path, help="what the run keeps outside its own directory")
     parser.add_argument("keep_ray_logs", type=Path, nargs="?", help="where Ray's logs go")
     options = parser.parse_args(arguments)
-    reason = guard(options.pid, options.directory.name.removeprefix("verl-"))
+    reason = guard(options.pid, options.directory.name.removeprefix(_PREFIX))
     if reason is not None:
         remove_files(options.directory, options.keep_ray_logs)
         with suppress(OSError):  # the terminal may be gone

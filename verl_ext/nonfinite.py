@@ -13,17 +13,24 @@ from tensordict import TensorDict
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils import tensordict_utils as tu
 from verl.workers.config import TrainingWorkerConfig
-from verl.workers.engine_workers import ActorRolloutRefWorker
 
+from verl_ext import any_platform as any_platform  # verl as the workers need it
 from verl_ext.faults import NonFiniteError
 from verl_ext.files import replacing
+from verl_ext.log_prob_variants import LogProbVariants
+from verl_ext.on_policy import with_own_log_probs
+from verl_ext.patches import patch_models
 from verl_ext.reshard import ReshardingTrainingWorker
+from verl_ext.snapshots import SnapshotWorker
 
 STEP = "training_step"
 """Under this name a batch says which step it belongs to."""
 
 SKIPPED = "skipped_update"
 """Metric of an update: 1.0 if it was skipped, else 0.0."""
+
+CLIPPED = "clipped_update"
+"""Metric of an update: 1.0 if the norm of its gradient was above the limit, else 0.0."""
 
 
 @dataclass
@@ -86,7 +93,7 @@ class UpdateGuard:
 
 
 class GuardedTrainingWorker(ReshardingTrainingWorker):
-    """verl's training worker under an :class:`UpdateGuard`; adds the metric ``skipped_update`` to each update's."""
+    """verl's training worker under an :class:`UpdateGuard`; adds the metrics :data:`SKIPPED` and :data:`CLIPPED`."""
 
     def __init__(self, config: TrainingWorkerConfig, *, guard: UpdateGuard) -> None:
         super().__init__(config)
@@ -94,7 +101,7 @@ class GuardedTrainingWorker(ReshardingTrainingWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def set_loss_fn(self, loss_fn: Callable) -> None:
-        super().set_loss_fn(self._guard.watch(loss_fn))
+        super().set_loss_fn(self._guard.watch(with_own_log_probs(loss_fn)))
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False)
     def train_batch(self, data: TensorDict) -> TensorDict | None:
@@ -107,17 +114,19 @@ class GuardedTrainingWorker(ReshardingTrainingWorker):
         if output is not None:  # else another rank of the same data speaks for this one
             metrics = tu.get(output, "metrics")
             skipped = self._guard.update_ended(metrics["grad_norm"], tu.get(data, STEP, default=0), self.rank)
-            tu.assign_non_tensor(output, metrics={**metrics, SKIPPED: float(skipped)})
+            clipped = metrics["grad_norm"] > self.engine.optimizer_config.clip_grad
+            tu.assign_non_tensor(output, metrics={**metrics, SKIPPED: float(skipped), CLIPPED: float(clipped)})
         return output
 
 
-class GuardedWorker(ActorRolloutRefWorker):
+class GuardedWorker(LogProbVariants, SnapshotWorker):
     """verl's actor, rollout and reference worker with the actor under a guard.
 
     ``config.nonfinite`` holds the arguments of :class:`UpdateGuard`.
     """
 
     def __init__(self, config: DictConfig, *args: Any, **kwargs: Any) -> None:
+        patch_models()
         super().__init__(config, *args, **kwargs)
         self.guard = UpdateGuard(**config.nonfinite)
         self.actor_worker_cls = partial(GuardedTrainingWorker, guard=self.guard)

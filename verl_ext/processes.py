@@ -15,6 +15,12 @@ SHARED_MEMORY = Path("/dev/shm")
 Wait = Callable[..., tuple[list[psutil.Process], list[psutil.Process]]]
 
 
+def python_path() -> str:
+    """``PYTHONPATH`` with which another Python imports this package, wherever it is started."""
+    project = str(Path(__file__).resolve().parents[1])
+    return os.pathsep.join(filter(None, [project, os.environ.get("PYTHONPATH")]))
+
+
 def adopt_orphans() -> None:
     """Make this process the parent of every descendant whose own parent ends (Linux ``prctl(2)``).
 
@@ -39,7 +45,7 @@ def end_descendants(grace_s: float = 3.0, spare: Collection[int] = ()) -> int:
     Returns:
         How many there were.
     """
-    ended = set()
+    ended: set[int] = set()
     while processes := [p for p in descendants(psutil.Process()) if runs(p) and p.pid not in spare]:
         ended.update(process.pid for process in processes)
         end(processes, grace_s)
@@ -97,7 +103,7 @@ def runs(process: psutil.Process) -> bool:
 
 def shared_memory_of(processes: Iterable[psutil.Process]) -> set[Path]:
     """The files in ``/dev/shm`` that ``processes`` have mapped and that still have their name."""
-    found = set()
+    found: set[Path] = set()
     for process in processes:
         with suppress(OSError):
             lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
@@ -115,8 +121,9 @@ def signal_that_ended(pid: int) -> str | None:
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return None
-    by_signal = ended is not None and ended.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
-    return signal.Signals(ended.si_status).name if by_signal else None
+    if ended is None or ended.si_code not in (os.CLD_KILLED, os.CLD_DUMPED):
+        return None
+    return signal.Signals(ended.si_status).name
 
 
 def _signal(process: psutil.Process, signum: int) -> None:

@@ -3,8 +3,7 @@
 import hashlib
 from typing import Any
 
-import ray
-from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
+from verl_ext.group_rollout import GroupAgentLoopManager, GroupAgentLoopWorker
 
 
 def request_seed(seed: int, step: int, index: Any, session_id: int, validate: bool) -> int:
@@ -13,27 +12,27 @@ def request_seed(seed: int, step: int, index: Any, session_id: int, validate: bo
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
-class SeededAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
-    """verl's agent loop worker with a seed in each request's sampling parameters.
+class SeededAgentLoopWorker(GroupAgentLoopWorker):
+    """The agent loop worker with a seed in each request's sampling parameters.
 
     vLLM's CPU build can't seed a request whose prompt is prefilled in parts: use it with
     ``rollout.enable_chunked_prefill=False`` there.
     """
 
-    async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> Any:
+    def sampling_of(
+        self, sampling_params: dict[str, Any], trajectory: dict[str, Any], session: dict[str, Any]
+    ) -> dict[str, Any]:
         seed = request_seed(
             self.rollout_config.seed,
-            kwargs["global_steps"],
+            session["global_steps"],
             trajectory["sample_index"],
-            kwargs["session_id"],
+            session["session_id"],
             trajectory["validate"],
         )
-        return await super()._run_agent_loop({**sampling_params, "seed": seed}, trajectory, **kwargs)
+        return {**sampling_params, "seed": seed}
 
 
-class SeededAgentLoopManager(AgentLoopManagerTQ):
+class SeededAgentLoopManager(GroupAgentLoopManager):
     """For ``rollout.agent.agent_loop_manager_class``."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.agent_loop_workers_class = ray.remote(SeededAgentLoopWorker)
+    worker_class = SeededAgentLoopWorker

@@ -24,7 +24,7 @@ class StopRequest:
 
     def step_begins(self) -> None:
         """Call at the start of each step: its time is how the next one is judged."""
-        now = time.time()
+        now = time.monotonic()
         if self._step_began is not None:
             self._longest_step_s = max(self._longest_step_s, now - self._step_began)
         self._step_began = now
@@ -40,9 +40,9 @@ class StopRequest:
             return f"{self.file} asked for it"
         if self.deadline is None or self._step_began is None:
             return None
-        now = time.time()
         # The longest, not the mean: a validation or a save may fall into the next step.
-        needed, left = max(self._longest_step_s, now - self._step_began), self.deadline - now
+        needed = max(self._longest_step_s, time.monotonic() - self._step_began)
+        left = self.deadline - time.time()
         if needed > left:
             return f"a step of {needed:.0f} s doesn't fit into the {max(left, 0):.0f} s before the deadline"
         return None

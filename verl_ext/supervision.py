@@ -37,6 +37,7 @@ KINDS = {
     r"(VLLM::\S+)": "a vLLM engine process",
     r"ray::(\w*AgentLoopWorker\w*)": "an agent loop worker",
     r"ray::(\w*RewardLoopWorker\w*)": "a reward worker",
+    r"ray::(CheckpointEngineWorker)": "a rollout server's weight receiver",
     r"ray::(WorkerDict|\w*Worker)\b": "a training worker",
     r"ray::(TransferQueueController|SimpleStorageUnit)": "a part of the data queue",
     r"ray::(GlobalRequestLoadBalancer)": "the load balancer of the rollouts",
@@ -81,16 +82,23 @@ def member(process: psutil.Process) -> Member | None:
 
 def _by_title(process: psutil.Process) -> Member | None:
     with suppress(psutil.Error):
-        title = (process.cmdline() or [""])[0]
+        title = _title(process)
         for rank, (pattern, kind) in enumerate(KINDS.items()):
             if match := re.match(pattern, title):
                 return Member(process, process.ppid(), kind, match[1], rank)
     return None
 
 
+def _title(process: psutil.Process) -> str:
+    """Empty for a process that has given its memory back, on its way to its end."""
+    with suppress(psutil.Error):
+        return (process.cmdline() or [""])[0]
+    return ""
+
+
 @dataclass(frozen=True)
 class Death:
-    """``seen``: when it was noticed, seconds since the epoch."""
+    """``seen``: when it was noticed, by the monotonic clock."""
 
     member: Member
     signal: str | None
@@ -120,8 +128,9 @@ class Supervisor:
         self._members: dict[int, Member] = {}  # by a descriptor that is readable once the process has ended
         self._exits = select.epoll()
         self._deaths: list[Death] = []
-        self._phase, self._progress = "starting", time.time()
-        self._closing, self._failing_since = False, None
+        self._phase, self._progress = "starting", time.monotonic()
+        self._closing = False
+        self._failing_since: float | None = None
         self._lock = threading.Lock()
 
     @contextmanager
@@ -136,7 +145,7 @@ class Supervisor:
 
     def progress(self, phase: str) -> None:
         """The run has begun ``phase``."""
-        self._phase, self._progress = phase, time.time()
+        self._phase, self._progress = phase, time.monotonic()
 
     def closing(self) -> None:
         """The run is done and ends its processes."""
@@ -144,7 +153,7 @@ class Supervisor:
 
     def failing(self, since: float) -> None:
         """The run has met an error, ``since`` (seconds since the epoch), which is on its way to here."""
-        self._failing_since = since
+        self._failing_since = time.monotonic() - (time.time() - since)
 
     def fault_behind(self, cause: BaseException) -> ProcessDied | None:
         """The death that explains ``cause``, with which the run has ended; None if that speaks for itself."""
@@ -162,7 +171,7 @@ class Supervisor:
     def _watch(self, stop: threading.Event) -> None:
         while not stop.is_set():
             self._look()
-            now = time.time()
+            now = time.monotonic()
             if self._deaths and not self._closing:
                 since = max(self._deaths[0].seen, self._failing_since or 0)
                 if now - since > (self._grace_s if self._failing_since is None else FAILING_GRACE_S):
@@ -182,12 +191,13 @@ class Supervisor:
                 if found is not None and process not in known:
                     self._watch_over(found)
             for process, descriptor in known.items():
-                if there.get(process) is None and runs(process):  # who has ended since is a death, of the next look
+                # Who has ended since is a death, of the next look, and so is who is about to: it has no title any more.
+                if there.get(process) is None and _title(process) and runs(process):
                     self._forget(descriptor)
 
     def _note_deaths(self) -> None:
         gone = [self._forget(descriptor) for descriptor, _ in self._exits.poll(0)]
-        deaths = [Death(lost, signal_that_ended(lost.process.pid), time.time()) for lost in gone]
+        deaths = [Death(lost, signal_that_ended(lost.process.pid), time.monotonic()) for lost in gone]
         # Who was killed took along its children, which may be killed with it, and those that ended by themselves.
         dead = {m.process.pid for m in gone}
         self._deaths += sorted(

@@ -1,8 +1,8 @@
 """verl's V1 trainers with a choice of worker, a reference policy on demand, and hooks that say what is going on."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import ray
@@ -15,18 +15,25 @@ from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer
 
 from verl_ext.checkpoint import AtomicCheckpointMixin
 from verl_ext.critic import CriticWorker
+from verl_ext.group_rollout import GROUPED
 from verl_ext.nonfinite import SKIPPED, STEP, GuardedWorker
+from verl_ext.on_policy import metrics_of_the_update, one_update, uses_old_log_probs, without_correction
+from verl_ext.patches import patch_separate_async_logger
+from verl_ext.replay import ReplayMixin
 from verl_ext.row_order import order_rows
+from verl_ext.self_check import AT_THE_START, SelfCheck
 from verl_ext.stop import StopRequest, StopRequested
 from verl_ext.supervision import ENDING, FAILING
 
 REPLAY_POLL_INTERVAL_S = 0.05
 """verl polls its replay buffer every 2 s, which is the step time of a small model. One poll costs about 1 ms."""
 
+NOT_FOR_LOG_PROBS = ("rm_scores", "rollout_log_probs", "log_probs", "entropy", "old_log_probs")
+"""What is known of tokens and isn't an input of the model."""
+
 SETUP_PHASES = {
     "train and validate dataloader initialized": "loading the model",
     "reward loop manager initialized": "loading vLLM",
-    "checkpoint engine manager initialized": "first weight sync",
 }
 """Start of a message that verl logs while it sets up -> the phase that begins with it."""
 
@@ -44,20 +51,25 @@ class RunObserver(Protocol):
         """Metrics of a step, as verl's loggers get them."""
 
 
-class ObservedTrainerMixin(AtomicCheckpointMixin):
+class ObservedTrainerMixin(AtomicCheckpointMixin, ReplayMixin):
     """Put in front of a verl V1 trainer class; see :func:`choose_trainer`."""
 
     worker_cls: type[GuardedWorker] = GuardedWorker
     always_reference: bool = False
+    use_reference_policy: bool
     rows_in_order: bool = False
+    old_log_probs_used: bool
     observer: RunObserver
     stop_request = StopRequest()
+    self_check: SelfCheck | None = None
 
     def __init__(self, config: DictConfig) -> None:
         super().__init__(config)
         self._saved_step: int | None = None
         self._stop_reason: str | None = None
         self.use_reference_policy = self.use_reference_policy or self.always_reference
+        self.old_log_probs_used = uses_old_log_probs(config)
+        self._on_policy = False
 
     def _build_replay_buffer(self) -> Any:
         replay_buffer = super()._build_replay_buffer()
@@ -115,6 +127,10 @@ class ObservedTrainerMixin(AtomicCheckpointMixin):
             if message.startswith(start):
                 self.observer.phase(phase)
 
+    def on_init_end(self) -> None:
+        self.observer.phase("first weight sync")
+        super().on_init_end()
+
     def on_validate_begin(self) -> None:
         self._observe_metrics()
         self.observer.phase("validation")
@@ -122,6 +138,9 @@ class ObservedTrainerMixin(AtomicCheckpointMixin):
 
     def on_train_begin(self) -> None:
         self._observe_metrics()
+        if self.self_check:
+            self.observer.phase("self-check")
+            self.self_check.ask(self, AT_THE_START)
         super().on_train_begin()
 
     def on_step_begin(self) -> None:
@@ -144,25 +163,47 @@ class ObservedTrainerMixin(AtomicCheckpointMixin):
             self._save_checkpoint()
         self.observer.phase("weight sync")
         super().on_step_end()
+        if self.self_check and self.global_steps < self.total_training_steps:
+            self.self_check.synced(self)
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         self.observer.phase("log-probs")
-        return super()._compute_old_log_prob(_for_workers(batch), metrics)
+        if self.self_check:
+            told, found = self.self_check.judge(self)
+            metrics.update(found)
+            if told:
+                self.observer.message(told)
+        self._on_policy = not self.old_log_probs_used and one_update(self.config, len(batch.keys))
+        return (
+            batch if self._on_policy else super()._compute_old_log_prob(_for_workers(batch, NOT_FOR_LOG_PROBS), metrics)
+        )
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        with without_correction(self.config) if self._on_policy else nullcontext():
+            return super()._compute_advantage(batch, metrics)
 
     def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        return super()._compute_ref_log_prob(_for_workers(batch), metrics)
+        return super()._compute_ref_log_prob(_for_workers(batch, NOT_FOR_LOG_PROBS), metrics)
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         self.observer.phase("update")
         batch = _for_workers(batch)
         batch.extra_info[STEP] = self.global_steps
         batch = super()._update_actor(batch, metrics)
+        metrics.update(metrics_of_the_update(metrics))
+        if self.self_check and metrics[f"actor/{SKIPPED}"] < 1:
+            self.self_check.updated()
         if skipped := metrics[f"actor/{SKIPPED}"]:
             self.observer.message(
                 f"warning: step {self.global_steps}: {skipped:.0%} of the updates skipped, their loss or gradient "
                 "wasn't finite"
             )
         return batch
+
+    def _compute_metrics(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> None:
+        super()._compute_metrics(batch, metrics, *args, **kwargs)
+        grouped = [tag.get(GROUPED, False) for tag in batch.tags if not tag.get("is_padding", False)]
+        metrics["training/grouped_rollouts"] = sum(grouped) / max(1, len(grouped))
 
     def _save_checkpoint(self) -> None:
         self.observer.phase("checkpoint")
@@ -179,20 +220,25 @@ def choose_trainer(mode: str, mixin: type[ObservedTrainerMixin]) -> None:
 
     The mode keeps its name: verl switches replay buffer, refill and checkpoints by it.
     """
+    patch_separate_async_logger()
     base: type[PPOTrainer] = trainer_base.get_trainer_cls(mode)
     if not issubclass(base, mixin):
         TRAINER_REGISTRY[mode] = type(f"{mixin.__name__}{base.__name__}", (mixin, base), {})
 
 
-def _for_workers(batch: KVBatchMeta) -> KVBatchMeta:
+def _for_workers(batch: KVBatchMeta, without: Collection[str] = ()) -> KVBatchMeta:
     """``batch`` without the data set's columns (messages, ground truth and the like), which stay in the queue.
+
+    So do those of ``without``.
 
     Otherwise each worker fetches them in every phase and copies each row's objects with every micro-batch: a fifth of
     the time of a small model's passes.
     """
     columns = tq.get_client().kv_retrieve_meta(keys=batch.keys, partition_id=batch.partition_id).field_schema
     batch.fields = [
-        name for name, column in columns.items() if not column["is_non_tensor"] or name == "multi_modal_inputs"
+        name
+        for name, column in columns.items()
+        if name not in without and (not column["is_non_tensor"] or name == "multi_modal_inputs")
     ]
     return batch
 
@@ -200,7 +246,7 @@ def _for_workers(batch: KVBatchMeta) -> KVBatchMeta:
 @contextmanager
 def _on_log_message(logger: logging.Logger, callback: Callable[[str], None]) -> Iterator[None]:
     handler = logging.Handler()
-    handler.emit = lambda record: callback(record.getMessage())
+    handler.emit = lambda record: callback(record.getMessage())  # type: ignore[method-assign]
     logger.addHandler(handler)
     try:
         yield

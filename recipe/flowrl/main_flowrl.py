@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 
 import hydra
 from hydra.errors import HydraException
@@ -10,11 +9,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from recipe.flowrl import preflight
-from recipe.flowrl.errors import UserError, exit_status_of
+from recipe.flowrl.common.errors import UserError, exit_status_of
+from recipe.flowrl.common.project import CONFIG_DIR, in_utf8
 from verl_ext.compat import UnsupportedVerlError, require_supported_verl
 from verl_ext.source import register_verl_configs
-
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 
 
 @hydra.main(config_path=str(CONFIG_DIR), config_name="flowrl", version_base=None)
@@ -26,11 +24,14 @@ def run(config: DictConfig) -> None:
 
             rehearse(config)
             return
-        for warning in preflight.check(config):
+        warnings = preflight.check(config)
+        for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        from recipe.flowrl.launch import launch  # after the checks: it imports more than they need
+        for note in preflight.saturated_target(config):
+            print(f"note: {note}", file=sys.stderr)
+        from recipe.flowrl.run.launch import launch  # after the checks: it imports more than they need
 
-        launch(config)
+        launch(config, warnings)
     except BaseException as error:
         # Hydra would give its own account of an exception; it lets an exit pass.
         sys.exit(exit_status_of(error))
@@ -38,6 +39,7 @@ def run(config: DictConfig) -> None:
 
 def main() -> int:
     """Returns the exit status: 0, 1 after a failure, 2 for bad input, 130 or 143 when stopped by a signal."""
+    in_utf8()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands on what it can't compose, instead of printing it
     try:
         require_supported_verl()

@@ -1,12 +1,20 @@
 """The FlowRL loss (arXiv 2509.15207v3, Eq. 6 and 7). One function; no verl, no distributed calls.
 
-For a prompt x, its response y of |y| tokens and the group-normalised reward r_hat::
+For a prompt x, its response y of |y| tokens and its reward r, in the paper normalised within the prompt's group::
 
-    L = w * (log Z(x) + (1/|y|) log pi(y|x) - beta * r_hat(x, y) - (1/|y|) log pi_ref(y|x))^2
+    L = w * delta(x, y)^2
     w = clip(pi(y|x) / pi_old(y|x), 1 - clip_low, 1 + clip_high), no gradient
 
-log pi(y|x) is a sum over the response tokens. The parenthesis is the trajectory-balance residual: zero for every y
-means pi(y|x)^(1/|y|) = pi_ref(y|x)^(1/|y|) exp(beta r_hat) / Z(x).
+    length_normalization   delta, the trajectory-balance residual              delta = 0 for every y
+    log_probs (the paper)  log Z + log(pi/pi_ref)(y|x) / |y| - beta r          pi = pi_ref exp(|y| (beta r - log Z))
+    residual               (log Z + log(pi/pi_ref)(y|x) - beta r) / |y|        pi = pi_ref exp(beta r) / Z
+    residual_root          (log Z + log(pi/pi_ref)(y|x) - beta r) / sqrt(|y|)  pi = pi_ref exp(beta r) / Z
+    none                   log Z + log(pi/pi_ref)(y|x) - beta r                pi = pi_ref exp(beta r) / Z
+
+log pi(y|x) is a sum over the response tokens. The right column is where the loss is stationary if the reward is raw and
+log Z(x) free; log Z follows from sum_y pi(y|x) = 1. Dividing the log-probs alone tilts the policy to long answers among
+those of equal reward, dividing the whole residual doesn't. A reward normalised in its group moves the target with the
+policy. docs/choosing_beta.md has the consequences, tests/unit/algorithm/test_fixed_points.py the calculations.
 
 Deviations from the released code:
 
@@ -31,6 +39,38 @@ from torch import Tensor
 from recipe.flowrl.config import FlowRLConfig
 
 
+def chosen_log_z(config: FlowRLConfig, like: Tensor, learned: Tensor | None, group: Tensor | None) -> Tensor:
+    """The log Z that ``config.partition`` asks for.
+
+    Args:
+        config: the objective.
+        like: (B,), of the dtype and on the device of a constant.
+        learned: (B,) from the head; needed by "learned" only.
+        group: (B,) from :func:`recipe.flowrl.advantages.group_log_z`; needed by "group_mean" only.
+
+    Returns:
+        (B,) in nats.
+    """
+    log_z = {
+        "learned": learned,
+        "constant": torch.full_like(like, config.partition_constant),
+        "group_mean": group,
+    }[config.partition]
+    assert log_z is not None, f"partition={config.partition} without its log Z"
+    return log_z
+
+
+def divisors(config: FlowRLConfig, length: Tensor) -> tuple[Tensor, Tensor]:
+    """What ``config.length_normalization`` divides the log-probs by, and the whole residual, for |y| ``(B,)``; (B,)."""
+    length, one = length.float(), torch.ones_like(length, dtype=torch.float32)
+    return {
+        "log_probs": (length, one),
+        "residual": (one, length),
+        "residual_root": (one, length.sqrt()),
+        "none": (one, one),
+    }[config.length_normalization]
+
+
 def flowrl_loss(
     *,
     log_prob: Tensor,
@@ -52,7 +92,7 @@ def flowrl_loss(
         old_log_prob: (B, T) log pi_old, the policy at the start of the update; no gradient is passed on.
         ref_log_prob: (B, T) log pi_ref; no gradient is passed on.
         log_z: (B,) log Z of each row's prompt, with gradient.
-        reward: (B,) group-normalised reward r_hat, before the factor beta; no gradient is passed on.
+        reward: (B,) the reward before the factor beta, normalised or not; no gradient is passed on.
         response_mask: (B, T) true or non-zero on response tokens, the end-of-sequence token included.
         config: see ``FlowRLConfig``.
         loss_weights: (B,) weight of each row: 1/N makes the losses of any split of N sequences add up to their mean.
@@ -63,12 +103,13 @@ def flowrl_loss(
         none: combine by max. Every other one is weighted like the loss: over micro-batches and ranks, do to it what is
         done to the loss (with weights 1/N: add) and it is the mean over sequences.
 
-        log_z; scaled_reward = beta r_hat; residual, residual_abs, residual_sq, residual_abs_max = the parenthesis and
-        its modulus and square; importance_weight = w; log_importance_ratio, log_importance_ratio_abs_max = log of the
-        ratio before the clip; clip_fraction, clip_fraction_low, clip_fraction_high = rows outside, below and above the
-        interval; ref_log_ratio = log pi/pi_ref, ref_kl = the k3 estimate of KL(pi || pi_ref) (exact in expectation
-        while pi = pi_old, which drew the samples), approx_kl = the k3 estimate of KL(pi_old || pi); these three are
-        means over the tokens of a sequence.
+        log_z; scaled_reward = beta r; residual, residual_abs, residual_sq, residual_abs_max = delta, its modulus and
+        its square; reward_term_abs, reference_term_abs = the moduli of the two parts of delta, log Z - beta r and
+        log(pi/pi_ref), divided as in delta: the gradient is their sum times that of log pi; importance_weight = w;
+        log_importance_ratio, log_importance_ratio_abs_max = log of the ratio before the clip; clip_fraction,
+        clip_fraction_low, clip_fraction_high = rows outside, below and above the interval; ref_log_ratio = log
+        pi/pi_ref, ref_kl = the k3 estimate of KL(pi || pi_ref) (exact in expectation while pi = pi_old, which drew the
+        samples), approx_kl = the k3 estimate of KL(pi_old || pi); these three are means over the tokens of a sequence.
 
     Raises:
         ValueError: shapes that do not fit each other.
@@ -87,7 +128,12 @@ def flowrl_loss(
     old_log_ratio = torch.where(mask, log_prob.detach().float() - old_log_prob.detach().float(), 0.0)
 
     scaled_reward = config.beta * reward
-    residual = log_z + ref_log_ratio.sum(-1) / (length if config.length_normalize else 1) - scaled_reward
+    per_log_prob, per_residual = divisors(config, length)
+    residual = (log_z + ref_log_ratio.sum(-1) / per_log_prob - scaled_reward) / per_residual
+    if config.gap_clip_low is not None or config.gap_clip_high is not None:
+        gap = residual.detach() - old_log_ratio.sum(-1) / per_log_prob / per_residual  # the residual at pi_old
+        low, high = config.gap_clip_low, config.gap_clip_high
+        residual = residual + gap.clamp(None if low is None else -low, high) - gap
     log_ratio = old_log_ratio.sum(-1) / (length if config.importance_ratio == "geometric_mean" else 1)
     low, high = _log_clip_interval(config)
     weight = torch.ones_like(log_ratio) if config.importance_weight == "none" else log_ratio.clamp(low, high).exp()
@@ -100,6 +146,8 @@ def flowrl_loss(
             "residual": residual,
             "residual_abs": residual.abs(),
             "residual_sq": residual.square(),
+            "reward_term_abs": (log_z - scaled_reward).abs() / per_residual,
+            "reference_term_abs": ref_log_ratio.sum(-1).abs() / per_log_prob / per_residual,
             "importance_weight": weight,
             "log_importance_ratio": log_ratio,
             "clip_fraction": (log_ratio < low) | (log_ratio > high),

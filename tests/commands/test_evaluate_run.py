@@ -1,4 +1,4 @@
-"""``python -m recipe.flowrl.evaluate`` with the real vLLM: killed and resumed, against a server."""
+"""``python -m recipe.flowrl evaluate`` with the real vLLM: killed and resumed, against a server."""
 
 import gzip
 import json
@@ -22,7 +22,7 @@ SETTINGS = ["suite=countdown", "n=4", "problems=48", "temperature=1.0", "engine.
 
 
 def command(out: Path, model: Path = MODEL, *settings: str) -> list[str]:
-    return [sys.executable, "-m", "recipe.flowrl.evaluate", f"model={model}", f"out={out}", *(settings or SETTINGS)]
+    return [sys.executable, "-m", "recipe.flowrl", "evaluate", f"model={model}", f"out={out}", *(settings or SETTINGS)]
 
 
 def evaluated(*arguments: object) -> dict:

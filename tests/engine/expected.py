@@ -15,7 +15,9 @@ from recipe.flowrl.partition import LogPartition
 
 
 def load(directory: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64, attn_implementation="eager")
+    """In float64, attention and experts written out: the grouped products of experts know no float64."""
+    plainly = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64, **plainly)
 
 
 def response_log_probs(model: PreTrainedModel, prompt: Tensor, response: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,7 +29,7 @@ def response_log_probs(model: PreTrainedModel, prompt: Tensor, response: Tensor)
 
 
 def loss_of(model: PreTrainedModel, head: LogPartition, sequences: Sequences, config: FlowRLConfig) -> Tensor:
-    """Eq. 6 and 7 with the paper's options: a mean over all sequences, of which an unmasked one adds nothing."""
+    """Eq. 6 and 7, or the whole residual divided: a mean over all sequences, of which an unmasked one adds nothing."""
     total = torch.zeros((), dtype=torch.float64)
     for row in range(len(sequences)):
         mask = sequences.response_mask[row].bool()
@@ -35,11 +37,29 @@ def loss_of(model: PreTrainedModel, head: LogPartition, sequences: Sequences, co
             continue
         log_prob, prompt_state = response_log_probs(model, sequences.prompts[row], sequences.responses[row])
         log_z = head.layers(prompt_state.detach() if config.partition_detach else prompt_state).squeeze()
-        reference = sequences.ref_log_prob[row].double()[mask].mean()
-        residual = log_z + log_prob[mask].mean() - config.beta * sequences.advantages[row][mask][0] - reference
+        log_ratio, length = (log_prob - sequences.ref_log_prob[row].double())[mask].sum(), int(mask.sum())
+        scaled_reward = config.beta * sequences.advantages[row][mask][0]
+        if config.length_normalization == "log_probs":
+            residual = log_z + log_ratio / length - scaled_reward
+        else:
+            root = {"residual": 1.0, "residual_root": 0.5, "none": 0.0}[config.length_normalization]
+            residual = (log_z + log_ratio - scaled_reward) / length**root
         ratio = math.exp((log_prob.detach() - sequences.old_log_probs[row])[mask].sum())
         total = total + min(max(ratio, 1 - config.clip_low), 1 + config.clip_high) * residual**2
+        if config.ppo_coef:
+            total = total + config.ppo_coef * _ppo(log_prob[mask], sequences, row, mask)
     return total / len(sequences)
+
+
+def _ppo(log_prob: Tensor, sequences: Sequences, row: int, mask: Tensor) -> Tensor:
+    """PPO's loss of a response, a mean over its tokens; verl's clip on both sides and its dual clip."""
+    ratios = (log_prob - sequences.old_log_probs[row].double()[mask]).exp()
+    advantage = sequences.advantages[row][mask][0].item()
+    losses = []
+    for ratio in ratios:
+        loss = torch.max(-advantage * ratio, -advantage * ratio.clamp(0.8, 1.2))
+        losses.append(torch.min(loss, torch.tensor(-3.0 * advantage).double()) if advantage < 0 else loss)
+    return torch.stack(losses).mean()
 
 
 def gradients(

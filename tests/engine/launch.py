@@ -15,6 +15,7 @@ import torch
 
 SCENARIOS = Path(__file__).with_name("scenarios.py")
 PROJECT = Path(__file__).parents[2]
+HELPERS = PROJECT / "tests" / "helpers"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,11 @@ def run_ranks(directory: Path, ranks: int, *scenarios: str, limit_s: float = 500
     try:
         for rank, log in enumerate(logs):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": PROJECT}
+            place |= {
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests' / 'helpers'}",
+            }
             environment = os.environ | {name: str(value) for name, value in place.items()}
             with log.open("w") as output:
                 command = [sys.executable, str(SCENARIOS), str(directory), f"results_{run}.pt", *scenarios]

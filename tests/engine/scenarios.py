@@ -22,13 +22,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from family_scenarios import families as families
+from gpu_scenarios import gpu_gradients, gpu_lora, gpu_moves, gpu_reference, own_forwards
 from launch import Failure
+from on_policy_scenarios import on_policy
+from one_process_scenarios import one_process
+from preset_scenarios import presets
+from self_check_scenarios import self_check
 from tiny import Sequences
 from torch import Tensor
 from verl.utils import tensordict_utils as tu
 from verl.utils.distributed import initialize_global_process_group
 from verl.utils.ulysses import gather_outputs_and_unpad
-from workers import captured_gradients, make_worker, parameters_of, state_of, to_batch, update, whole
+from workers import captured_gradients, make_flowrl_worker, parameters_of, state_of, to_batch, update, whole
 
 from recipe.flowrl.config import FlowRLConfig
 from recipe.flowrl.engine import _decoder
@@ -68,14 +74,14 @@ def gradients(inputs: Inputs) -> dict[str, Any]:
             metrics = update(worker, inputs.sequences, **settings)
         results[name] = {**captured, "metrics": metrics}
 
-    worker = make_worker(inputs.qwen2)
+    worker = make_flowrl_worker(inputs.qwen2)
     measure("one micro-batch", worker, micro_batch_size_per_gpu=len(inputs.sequences) // inputs.ranks)
     for size in (1, 2, 3, 8):
         measure(f"micro-batches of {size}", worker, micro_batch_size_per_gpu=size)
     for budget in (24, 60, 10_000):
         measure(f"{budget} tokens a micro-batch", worker, use_dynamic_bsz=True, max_token_len_per_gpu=budget)
 
-    padded = make_worker(inputs.qwen2, model={"use_remove_padding": False})
+    padded = make_flowrl_worker(inputs.qwen2, model={"use_remove_padding": False})
     measure("padded", padded, micro_batch_size_per_gpu=8)
     measure("padded, 60 tokens a micro-batch", padded, use_dynamic_bsz=True, max_token_len_per_gpu=60)
 
@@ -87,12 +93,21 @@ def gradients(inputs: Inputs) -> dict[str, Any]:
         "offloaded": {"param_offload": True, "optimizer_offload": True},
     }
     for name, engine in engines.items():
-        measure(name, make_worker(inputs.qwen2, engine=engine), micro_batch_size_per_gpu=8)
-    checkpointing = make_worker(inputs.qwen2, model={"enable_gradient_checkpointing": True})
+        measure(name, make_flowrl_worker(inputs.qwen2, engine=engine), micro_batch_size_per_gpu=8)
+    checkpointing = make_flowrl_worker(inputs.qwen2, model={"enable_gradient_checkpointing": True})
     measure("gradient checkpointing", checkpointing, micro_batch_size_per_gpu=8)
-    measure("detached", make_worker(inputs.qwen2, replace(STILL, partition_detach=True)), micro_batch_size_per_gpu=8)
+    measure(
+        "detached", make_flowrl_worker(inputs.qwen2, replace(STILL, partition_detach=True)), micro_batch_size_per_gpu=8
+    )
+    for normalization in ("residual", "residual_root"):
+        whole_residual = make_flowrl_worker(inputs.qwen2, replace(STILL, length_normalization=normalization))
+        for size in (3, 8):
+            measure(f"{normalization}, micro-batches of {size}", whole_residual, micro_batch_size_per_gpu=size)
+    with_ppo = make_flowrl_worker(inputs.qwen2, replace(STILL, ppo_coef=50.0))
+    for size in (3, 8):
+        measure(f"with PPO's loss, micro-batches of {size}", with_ppo, micro_batch_size_per_gpu=size)
     bfloat16 = {"mixed_precision": {"param_dtype": "bf16", "reduce_dtype": "fp32"}}
-    worker_of_bfloat16, dtypes = make_worker(inputs.qwen2, engine=bfloat16), set()
+    worker_of_bfloat16, dtypes = make_flowrl_worker(inputs.qwen2, engine=bfloat16), set()
 
     def watching_loss(model_output: dict, **kwargs: Any) -> Any:
         dtypes.add(model_output["log_z"].dtype)
@@ -101,17 +116,17 @@ def gradients(inputs: Inputs) -> dict[str, Any]:
     worker_of_bfloat16.set_loss_fn(watching_loss)
     measure("bfloat16", worker_of_bfloat16, micro_batch_size_per_gpu=8)
     results["bfloat16"]["log_z dtypes"] = dtypes
-    # Last: verl patches the model's class for it, and so every model of that class that is built afterwards.
+    # Last: verl patches the model's class for it, and so every model of it that this scenario builds afterwards.
     fused = {"use_fused_kernels": True, "fused_kernel_options": {"impl_backend": "torch"}}
     for name, model in {
         "llama": {},
         "llama, fused": fused,
         "llama, fused and padded": {**fused, "use_remove_padding": False},
     }.items():
-        measure(name, make_worker(inputs.directory / "llama", model=model), micro_batch_size_per_gpu=8)
+        measure(name, make_flowrl_worker(inputs.directory / "llama", model=model), micro_batch_size_per_gpu=8)
 
     ulysses = {"ulysses_sequence_parallel_size": inputs.ranks}
-    measure("ulysses", make_worker(inputs.directory / "pointwise", engine=ulysses), micro_batch_size_per_gpu=8)
+    measure("ulysses", make_flowrl_worker(inputs.directory / "pointwise", engine=ulysses), micro_batch_size_per_gpu=8)
     return {"runs": results, "head": parameters_of(worker)["head"]}
 
 
@@ -119,7 +134,7 @@ def updates(inputs: Inputs) -> dict[str, Any]:
     """Weights before and after one update under options of the head's optimizer."""
 
     def step(flowrl: FlowRLConfig, optim: dict[str, Any] | None = None) -> dict[str, Any]:
-        worker = make_worker(inputs.qwen2, flowrl, optim={**MOVING, **(optim or {})})
+        worker = make_flowrl_worker(inputs.qwen2, flowrl, optim={**MOVING, **(optim or {})})
         before = parameters_of(worker)
         with captured_gradients(worker) as captured:
             metrics = update(worker, inputs.sequences)
@@ -142,7 +157,7 @@ def dropout(inputs: Inputs) -> dict[str, list[float]]:
     """Mean log Z of two updates that move nothing, without and with dropout."""
     results = {}
     for probability in (0.0, 0.5):
-        worker = make_worker(inputs.qwen2, replace(STILL, partition_dropout=probability))
+        worker = make_flowrl_worker(inputs.qwen2, replace(STILL, partition_dropout=probability))
         results[str(probability)] = [update(worker, inputs.sequences)["flowrl/log_z"] for _ in range(2)]
     return results
 
@@ -150,7 +165,7 @@ def dropout(inputs: Inputs) -> dict[str, list[float]]:
 def schedule(inputs: Inputs) -> list[tuple[float, float]]:
     """Learning rates of policy and head in three updates of two mini-batches each."""
     optim = {**MOVING, "lr_scheduler_type": "cosine", "lr_warmup_steps": 1, "total_training_steps": 4}
-    worker = make_worker(inputs.qwen2, FlowRLConfig(partition_lr=1e-2), optim=optim)
+    worker = make_flowrl_worker(inputs.qwen2, FlowRLConfig(partition_lr=1e-2), optim=optim)
     rates = []
     for _ in range(3):
         rate = worker.engine.optimizer.param_groups[0]["lr"]
@@ -162,7 +177,7 @@ def schedule(inputs: Inputs) -> list[tuple[float, float]]:
 
 def non_finite(inputs: Inputs) -> dict[str, Any]:
     """A NaN in one gradient on one rank, then a whole update on data that holds an infinity."""
-    worker = make_worker(inputs.qwen2, FlowRLConfig(partition_lr=1e-2), optim=MOVING)
+    worker = make_flowrl_worker(inputs.qwen2, FlowRLConfig(partition_lr=1e-2), optim=MOVING)
     engine = worker.engine
     update(worker, inputs.sequences)  # gives both optimizers a state
     results: dict[str, Any] = {"before": parameters_of(worker)}
@@ -187,7 +202,7 @@ def non_finite(inputs: Inputs) -> dict[str, Any]:
 def skipped_in_a_row(inputs: Inputs) -> dict[str, Any]:
     """A loss that is infinite while its gradient isn't, then updates on bad data up to the guard's limit."""
     directory = str(inputs.directory / f"nonfinite_{inputs.ranks}")
-    worker = make_worker(inputs.qwen2, optim=MOVING, guard=UpdateGuard(2, directory))
+    worker = make_flowrl_worker(inputs.qwen2, optim=MOVING, guard=UpdateGuard(2, directory))
     before = parameters_of(worker)
 
     def infinite_loss(**kwargs: Any) -> Any:
@@ -213,7 +228,7 @@ def skipped_in_a_row(inputs: Inputs) -> dict[str, Any]:
 
 def isolation(inputs: Inputs) -> dict[str, Any]:
     """Where the head and the hidden states can be seen: state dict, weight sync, and after each kind of pass."""
-    worker = make_worker(inputs.qwen2, FlowRLConfig(partition_lr=1e-2), optim=MOVING)
+    worker = make_flowrl_worker(inputs.qwen2, FlowRLConfig(partition_lr=1e-2), optim=MOVING)
     engine, seen = worker.engine, []
 
     def watch(module: torch.nn.Module, args: Any, output: Any) -> None:
@@ -247,7 +262,7 @@ def checkpoint(inputs: Inputs) -> dict[str, Any]:
     first, second = inputs.sequences, replace(inputs.sequences, advantages=inputs.sequences.advantages[::-1])
     directory = inputs.directory / f"checkpoint_{inputs.ranks}" / "global_step_1" / "actor"
 
-    worker = make_worker(inputs.qwen2, RESUMED, optim=SCHEDULED)
+    worker = make_flowrl_worker(inputs.qwen2, RESUMED, optim=SCHEDULED)
     update(worker, first)
     worker.save_checkpoint(str(directory))
     saved = state_of(worker)
@@ -255,12 +270,12 @@ def checkpoint(inputs: Inputs) -> dict[str, Any]:
     log_probs = tu.get(worker.infer_batch(batch), "log_probs")
     uninterrupted = {"metrics": update(worker, second), **state_of(worker)}
 
-    resumed_worker = make_worker(inputs.qwen2, RESUMED, optim=SCHEDULED)
+    resumed_worker = make_flowrl_worker(inputs.qwen2, RESUMED, optim=SCHEDULED)
     resumed_worker.load_checkpoint(str(directory))
     loaded = state_of(resumed_worker)
     resumed = {"metrics": update(resumed_worker, second), **state_of(resumed_worker)}
 
-    weights_only = make_worker(inputs.qwen2, RESUMED, optim=SCHEDULED, checkpoint={"load_contents": ["model"]})
+    weights_only = make_flowrl_worker(inputs.qwen2, RESUMED, optim=SCHEDULED, checkpoint={"load_contents": ["model"]})
     weights_only.load_checkpoint(str(directory))
     engine = weights_only.engine
     return {
@@ -289,7 +304,7 @@ def other_checkpoints(inputs: Inputs) -> dict[str, Any]:
         (copies["headless"] / "log_partition.pt").unlink()
     dist.barrier()
 
-    worker = make_worker(inputs.qwen2, FlowRLConfig(partition_lr=1e-2), optim=MOVING)
+    worker = make_flowrl_worker(inputs.qwen2, FlowRLConfig(partition_lr=1e-2), optim=MOVING)
     before = parameters_of(worker)
     try:
         worker.load_checkpoint(str(copies["headless"]))
@@ -311,7 +326,7 @@ def other_checkpoints(inputs: Inputs) -> dict[str, Any]:
 
 def lora(inputs: Inputs) -> dict[str, Any]:
     """Two updates of adapters and head (an adapter's A has no gradient while its B is zero), and a checkpoint."""
-    worker = make_worker(
+    worker = make_flowrl_worker(
         inputs.qwen2,
         FlowRLConfig(partition_lr=1e-2),
         model=LORA,
@@ -336,14 +351,14 @@ def lora(inputs: Inputs) -> dict[str, Any]:
 def resharded(inputs: Inputs) -> dict[str, Any]:
     """Load what another number of ranks has saved (the scenarios ``checkpoint`` and ``lora``), then update."""
     other = 3 - inputs.ranks
-    worker = make_worker(inputs.qwen2, RESUMED, optim=SCHEDULED)
+    worker = make_flowrl_worker(inputs.qwen2, RESUMED, optim=SCHEDULED)
     worker.load_checkpoint(str(inputs.directory / f"checkpoint_{other}" / "global_step_1" / "actor"))
     random_states: list[Any] = [None] * inputs.ranks
     dist.all_gather_object(random_states, worker.engine.checkpoint_manager.get_rng_state())
     loaded = state_of(worker)
     second = replace(inputs.sequences, advantages=inputs.sequences.advantages[::-1])
     updated = {"metrics": update(worker, second), **state_of(worker)}
-    lora_worker = make_worker(inputs.qwen2, FlowRLConfig(partition_lr=1e-2), model=LORA, optim=MOVING)
+    lora_worker = make_flowrl_worker(inputs.qwen2, FlowRLConfig(partition_lr=1e-2), model=LORA, optim=MOVING)
     lora_worker.load_checkpoint(str(inputs.directory / f"lora_{other}" / "global_step_2" / "actor"))
     return {
         "loaded": loaded,
@@ -357,7 +372,7 @@ def moves(inputs: Inputs) -> dict[str, Any]:
     """Off the device and back between two updates, by hand and by the offload flags, against leaving all in place."""
 
     def two_updates(engine: dict[str, Any], by_hand: bool) -> dict[str, Any]:
-        worker = make_worker(inputs.qwen2, FlowRLConfig(partition_lr=1e-2), optim=MOVING, engine=engine)
+        worker = make_flowrl_worker(inputs.qwen2, FlowRLConfig(partition_lr=1e-2), optim=MOVING, engine=engine)
         update(worker, inputs.sequences)
         if by_hand:
             worker.to("cpu")
@@ -382,7 +397,7 @@ def refused(inputs: Inputs) -> dict[str, str]:
     messages = {}
     for name, engine in engines.items():
         try:
-            make_worker(inputs.qwen2, engine=engine)
+            make_flowrl_worker(inputs.qwen2, engine=engine)
         except ValueError as error:
             messages[name] = str(error)
     return messages
@@ -426,7 +441,8 @@ def sequence_parallel(inputs: Inputs) -> dict[str, Any]:
 
 SCENARIOS = [
     gradients, updates, dropout, schedule, non_finite, skipped_in_a_row, isolation, checkpoint, other_checkpoints, lora,
-    moves, refused, sequence_parallel,
+    moves, refused, sequence_parallel, gpu_gradients, gpu_reference, gpu_lora, gpu_moves,
+    self_check, on_policy, presets, one_process,
 ]  # fmt: skip
 
 
@@ -437,7 +453,8 @@ def main(directory: Path, results_file: str, names: list[str]) -> None:
     for scenario in [globals()[name] for name in names] or SCENARIOS:
         started = time.monotonic()
         try:
-            results[scenario.__name__] = scenario(inputs)
+            with own_forwards():
+                results[scenario.__name__] = scenario(inputs)
         except Exception:
             results[scenario.__name__] = Failure(traceback.format_exc())
             traceback.print_exc()

@@ -15,13 +15,13 @@ from peft import PeftModel
 from tiny import Sequences
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from recipe.flowrl.export import main
+from recipe.flowrl.__main__ import main
 
 Result = Callable[[str], Any]
 
 
 def export(checkpoint: Path, output: Path, *options: str) -> Path:
-    assert main([str(checkpoint), str(output), *options]) == 0
+    assert main(["export", str(checkpoint), str(output), *options]) == 0
     return output
 
 
@@ -65,7 +65,7 @@ def test_exported_model_is_the_actor(
 
 def test_actor_directory_and_dtype(checkpoint: Path, tmp_path: Path, result: Result) -> None:
     (tmp_path / "empty").mkdir()
-    model = load(export(checkpoint / "actor", tmp_path / "empty", "--dtype", "bfloat16"))
+    model = load(export(checkpoint / "actor", tmp_path / "empty", "dtype=bfloat16"))
     weights = result("checkpoint")["saved"]["parameters"]["policy"]
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, weights[name].bfloat16()), name
@@ -116,7 +116,7 @@ def test_bad_checkpoints_leave_one_line_and_nothing_else(
     shutil.copytree(directory / "checkpoint_2" / "global_step_1", copy)
     damage(copy / "actor")
     capsys.readouterr()
-    assert main([str(copy), str(tmp_path / "model")]) == 2
+    assert main(["export", str(copy), str(tmp_path / "model")]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert words in lines[0]
@@ -128,6 +128,6 @@ def test_an_output_with_something_in_it_is_refused(
 ) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "notes.txt").write_text("mine")
-    assert main([str(directory / "checkpoint_1" / "global_step_1"), str(tmp_path / "model")]) == 2
+    assert main(["export", str(directory / "checkpoint_1" / "global_step_1"), str(tmp_path / "model")]) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'model'} exists already")
     assert (tmp_path / "model" / "notes.txt").read_text() == "mine"

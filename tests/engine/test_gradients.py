@@ -98,6 +98,30 @@ def test_the_policy_learns_from_log_z_unless_detached(
             assert through_log_z > 1e-3, name
 
 
+@pytest.mark.parametrize("size", [3, 8])
+@pytest.mark.parametrize("normalization", ["residual", "residual_root"])
+def test_the_whole_residual_divided(
+    normalization: str, size: int, result: Callable[[str], Any], reference: Callable[..., tuple]
+) -> None:
+    loss, policy, head = reference(config=FlowRLConfig(length_normalization=normalization))
+    run = result("gradients")["runs"][f"{normalization}, micro-batches of {size}"]
+    assert_same(run["policy"], policy)
+    assert_same(run["head"], head)
+    assert run["metrics"]["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [3, 8])
+def test_ppos_loss_beside_flowrls(
+    size: int, result: Callable[[str], Any], base: tuple, reference: Callable[..., tuple]
+) -> None:
+    loss, policy, head = reference(config=FlowRLConfig(ppo_coef=50.0))
+    run = result("gradients")["runs"][f"with PPO's loss, micro-batches of {size}"]
+    assert_same(run["policy"], policy)
+    assert_same(run["head"], head)
+    assert run["metrics"]["loss"] == pytest.approx(loss, rel=1e-5)
+    assert any((policy[name] - base[1][name]).norm() > 0.01 * base[1][name].norm() for name in policy)
+
+
 @pytest.mark.parametrize("name", ["llama", "llama, fused", "llama, fused and padded"])
 def test_another_architecture_with_tied_embeddings_and_fused_log_probs(
     name: str, result: Callable[[str], Any], reference: Callable[..., tuple]

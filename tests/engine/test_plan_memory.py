@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.plan_memory import CASES, TOLERANCE, measure
-from recipe.flowrl.compose import compose_run
-from recipe.flowrl.plan.gpus import GPUS
+from recipe.flowrl.common.gpus import GPUS
+from recipe.flowrl.plan.architecture import KNOWN, load_architecture, shape_of
 from recipe.flowrl.plan.memory import plan_memory
-from recipe.flowrl.plan.model import KNOWN, load_architecture, shape_of
+from recipe.flowrl.preflight.compose import compose_run
 from recipe.flowrl.reporting.console import RunConsole
 
 RECORDED = Path(__file__).resolve().parents[2] / "benchmarks" / "plan_memory.json"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipe.flowrl.compose import compose_run
+from recipe.flowrl.preflight.compose import compose_run
 from recipe.flowrl.rehearsal.policy import stand_in_tokenizer
 from recipe.flowrl.sandbox import bubblewrap
 
@@ -34,7 +34,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def graded(tokenizer: Path, overrides: list[str], answers: list[tuple[str, str, str]]) -> list[dict]:
+def graded(
+    tokenizer: Path, overrides: list[str], answers: list[tuple[str, str, str]], source: str = "math_dapo"
+) -> list[dict]:
     """Response, ground truth and split of each answer -> score and what else the worker tells."""
     from verl import DataProto
     from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
@@ -44,7 +46,7 @@ def graded(tokenizer: Path, overrides: list[str], answers: list[tuple[str, str, 
     def data(ids: list[int], truth: str, split: str) -> DataProto:
         responses = torch.tensor([ids])
         columns = {
-            "data_source": "math_dapo",
+            "data_source": source,
             "reward_model": {"style": "rule", "ground_truth": truth},
             "extra_info": {"split": split, "index": 0},
         }
@@ -96,3 +98,17 @@ def test_accepted_solutions_are_right_and_run_in_the_sandbox(tokenizer: Path) ->
     assert [one["reward_score"] for one in told[len(accepted) :]] == [1.0, 0.0, 0.0]
     assert told[-1]["reward_extra_info"]["extraction_failed"] == 1.0
     assert all(set(one["reward_extra_info"]) >= FLAGS for one in told)
+
+
+@pytest.mark.parametrize("manager", ["naive", "dapo"])
+@pytest.mark.parametrize("source", ["numina_olympiads", "taco", "hiyouga/geometry3k"])
+def test_no_row_makes_verl_run_what_the_model_wrote(tokenizer: Path, source: str, manager: str, tmp_path: Path) -> None:
+    """Whatever way the row came, verl's own reward being chosen."""
+    overrides = ["experiment=math_7b", "reward.custom_reward_function.path=null"]
+    overrides.append(f"reward.reward_manager.name={manager}")
+    trace = tmp_path / "trace"
+    program = f"open({str(trace)!r}, 'w')"
+    text = f"```python\n{program}\n```\n\\boxed{{{program}}}"
+    with pytest.raises(ImportError, match="is shut: it .*reward.custom_reward_function.path"):
+        graded(tokenizer, overrides, [(text, '{"inputs": [""], "outputs": [""]}', "train")], source)
+    assert not trace.exists()

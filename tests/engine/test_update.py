@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from recipe.flowrl.config import FlowRLConfig
-from recipe.flowrl.replay import replay
+from recipe.flowrl.run.replay import replay
 from recipe.flowrl.worker import flowrl_worker_loss
 from verl_ext.nonfinite import load_batch
 
@@ -92,6 +92,7 @@ def test_clipping_is_torchs(result: Result, options: str) -> None:
     metrics, whole = clipped["metrics"], unclipped["clipped"]
     assert metrics["grad_norm"] == pytest.approx(norm(whole["policy"], whole["head"]), rel=1e-5)
     assert metrics["flowrl/log_partition_grad_norm"] == pytest.approx(norm(whole["head"]), rel=1e-5)
+    assert (metrics["clipped_update"], unclipped["metrics"]["clipped_update"]) == (1.0, 0.0)
 
 
 def test_the_head_follows_the_policys_schedule(result: Result) -> None:

@@ -30,8 +30,14 @@ class Sequences:
         return len(self.prompts)
 
     def __getitem__(self, rows: slice) -> Sequences:
-        return Sequences(*(getattr(self, field.name)[rows] for field in fields(self)))
+        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
 
+
+PRESETS = (
+    *("cispo", "dppo_kl", "dppo_tv", "dr_grpo", "dro", "gmpo", "grpo_kl_matched", "gspo"),
+    *("reinforce_plus_plus_baseline", "sapo"),
+)
+"""Algorithms whose losses are verl's, in the engine's tests."""
 
 FAMILIES = ("qwen2", "llama", "pointwise")
 
@@ -96,6 +102,8 @@ def make_sequences(rows: int, vocabulary: int, seed: int = 0) -> Sequences:
     mask[3].zero_()
     for row in range(4, rows, 5):
         mask[row][: len(mask[row]) // 2] = 0
+    for row in range(6, rows, 5):
+        mask[row][len(mask[row]) // 3 : 2 * len(mask[row]) // 3] = 0
     reward = torch.randn(rows, generator=generator)
     noise = [[torch.randn(len(r), generator=generator) for r in responses] for _ in range(2)]
     return Sequences(

@@ -1,9 +1,9 @@
-"""Real training workers of FlowRL on this process's rank, their data, and what can be seen of an update."""
+"""Real training workers on this process's rank, their data, and what can be seen of an update."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,8 @@ from torch.distributed.tensor import DTensor
 from verl.trainer.config import CheckpointConfig
 from verl.utils import tensordict_utils as tu
 from verl.utils.metric.utils import Metric
-from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig, TrainingWorkerConfig
+from verl.workers.config import ActorConfig, FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig, TrainingWorkerConfig
+from verl.workers.engine_workers import TrainingWorker
 
 from recipe.flowrl.config import FlowRLConfig
 from recipe.flowrl.worker import FlowRLTrainingWorker, flowrl_worker_loss
@@ -28,20 +29,20 @@ NO_CLIP = 1e9
 
 def make_worker(
     directory: Path,
-    flowrl: FlowRLConfig | None = None,
+    build: Callable[[TrainingWorkerConfig], Any],
     *,
+    model_type: str = "language_model",
     model: dict[str, Any] | None = None,
     engine: dict[str, Any] | None = None,
     optim: dict[str, Any] | None = None,
     checkpoint: dict[str, Any] | None = None,
-    guard: UpdateGuard | None = None,
-) -> FlowRLTrainingWorker:
-    """An initialised worker in float32 whose policy, unless ``optim`` says otherwise, stays where it is."""
-    flowrl = flowrl or FlowRLConfig(partition_lr=0.0)
+) -> Any:
+    """An initialised worker in float32 whose model, unless ``optim`` says otherwise, stays where it is."""
     config = TrainingWorkerConfig(
-        model_type="language_model",
+        model_type=model_type,
         model_config=HFModelConfig(
             path=str(directory),
+            external_lib="verl_ext.cpu.register",
             **{
                 "override_config": {"attn_implementation": "sdpa"},
                 "enable_gradient_checkpointing": False,
@@ -64,13 +65,26 @@ def make_worker(
         ),
         checkpoint_config=CheckpointConfig(**(checkpoint or {})),
     )
-    worker = FlowRLTrainingWorker(config, flowrl=flowrl, guard=guard or UpdateGuard(5, str(directory / "nonfinite")))
+    worker = build(config)
     worker.reset()
-    worker.set_loss_fn(partial(flowrl_worker_loss, flowrl))
     return worker
 
 
-def to_batch(worker: FlowRLTrainingWorker, sequences: Sequences, **settings: Any) -> TensorDict:
+def make_flowrl_worker(
+    directory: Path, flowrl: FlowRLConfig | None = None, *, guard: UpdateGuard | None = None, **sections: Any
+) -> FlowRLTrainingWorker:
+    """The same, of FlowRL's; its head, unless ``flowrl`` says otherwise, stays where it is as well."""
+    flowrl = flowrl or FlowRLConfig(partition_lr=0.0)
+    guard = guard or UpdateGuard(5, str(directory / "nonfinite"))
+    worker = make_worker(directory, partial(FlowRLTrainingWorker, flowrl=flowrl, guard=guard), **sections)
+    actor = ActorConfig(
+        strategy="fsdp2", rollout_n=1, ppo_micro_batch_size_per_gpu=1, loss_agg_mode="seq-mean-token-mean"
+    )
+    worker.set_loss_fn(partial(flowrl_worker_loss, flowrl, actor=actor))
+    return worker
+
+
+def to_batch(worker: TrainingWorker, sequences: Sequences, **settings: Any) -> TensorDict:
     """This rank's share of ``sequences``, as verl's V1 trainer dispatches it to ``update_actor``; one mini-batch."""
     rank, rows = worker.engine.get_data_parallel_rank(), len(sequences)
     share = rows // worker.engine.get_data_parallel_size()
@@ -81,6 +95,8 @@ def to_batch(worker: FlowRLTrainingWorker, sequences: Sequences, **settings: Any
         "input_ids": tokens,
         "position_ids": [torch.arange(len(row)) for row in tokens],
         "loss_mask": local.response_mask,
+        "values": local.old_log_probs,  # of a critic; any numbers do
+        "returns": local.ref_log_prob,
     }
     return tu.get_tensordict(
         {name: torch.nested.as_nested_tensor(rows, layout=torch.jagged) for name, rows in columns.items()},
@@ -99,7 +115,7 @@ def to_batch(worker: FlowRLTrainingWorker, sequences: Sequences, **settings: Any
     )
 
 
-def update(worker: FlowRLTrainingWorker, sequences: Sequences, **settings: Any) -> dict[str, float]:
+def update(worker: TrainingWorker, sequences: Sequences, **settings: Any) -> dict[str, float]:
     """One call of verl's ``update_actor``; metrics of its first mini-batch, over all ranks, as the driver gets them."""
     output = worker.train_mini_batch(to_batch(worker, sequences, **settings))
     metrics = tu.get(output, "metrics") if worker.engine.is_mp_src_rank_with_outputs() else {}
@@ -111,7 +127,7 @@ def update(worker: FlowRLTrainingWorker, sequences: Sequences, **settings: Any) 
 
 
 @contextmanager
-def captured_gradients(worker: FlowRLTrainingWorker) -> Iterator[dict[str, dict[str, Tensor]]]:
+def captured_gradients(worker: TrainingWorker) -> Iterator[dict[str, dict[str, Tensor]]]:
     """Gradients, whole, as each optimizer finds them in its step: ``{"policy": {name: grad}, "head": {...}}``."""
     engine, captured = worker.engine, {}
 
@@ -121,10 +137,9 @@ def captured_gradients(worker: FlowRLTrainingWorker) -> Iterator[dict[str, dict[
 
         return hook
 
-    handles = [
-        engine.optimizer.register_step_pre_hook(capture("policy", engine.module)),
-        engine.auxiliary_optimizer.register_step_pre_hook(capture("head", engine.auxiliary)),
-    ]
+    handles = [engine.optimizer.register_step_pre_hook(capture("policy", engine.module))]
+    if hasattr(engine, "auxiliary"):
+        handles.append(engine.auxiliary_optimizer.register_step_pre_hook(capture("head", engine.auxiliary)))
     try:
         yield captured
     finally:

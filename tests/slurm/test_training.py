@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 from cluster import Cluster
 from test_slurm import assert_nothing_left, until
 
@@ -26,7 +27,7 @@ def submit(cluster: Cluster, directory: Path, *overrides: str) -> tuple[str, Pat
     run_dir, site = directory / "run", directory / "site.env"
     site.write_text(f"SITE_VENV={Path(sys.executable).parents[1]}\nSITE_LOCAL_DIR={cluster.base}/local\n")
     environment = {"FLOWRL_SITE": str(site), "HF_HUB_OFFLINE": "1", "FLOWRL_LOGS": str(directory / "logs")}
-    command = [sys.executable, "-m", "recipe.flowrl.submit", *SMALL, *overrides, f"run_dir={run_dir}"]
+    command = [sys.executable, "-m", "recipe.flowrl", "submit", *SMALL, *overrides, f"run_dir={run_dir}"]
     job = cluster.run(*command, timeout_s=120, **environment).split(";")[0].removeprefix("job ")
     return job, run_dir, run_dir / f"slurm-{job}.out"
 
@@ -52,6 +53,7 @@ def test_a_run_over_two_nodes_is_requeued_and_finished(cluster: Cluster, tmp_pat
     assert_nothing_left(cluster)
 
 
+@pytest.mark.slow(reason="five minutes until SLURM says that time is up; the signal itself is sent in the test above")
 def test_a_run_that_reaches_its_time_limit_goes_on_afterwards(cluster: Cluster, tmp_path: Path) -> None:
     """Nobody but SLURM says that time is up."""
     job, run_dir, output = submit(cluster, tmp_path, "trainer.total_training_steps=10000", "slurm.time=00:05:00")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from listening import Listening
 
 from benchmarks.launches import SMALL_BATCH
 from verl_ext.processes import descendants
@@ -31,12 +32,13 @@ TINY = [
 
 @dataclass
 class Run:
-    """A finished launch of ``main_flowrl``."""
+    """A finished launch of ``main_flowrl``; ``listening`` where somebody looked."""
 
     run_dir: Path
     status: int
     output: str
     seconds: float
+    listening: Listening | None = None
 
     @property
     def metrics(self) -> dict[int, dict[str, float]]:
@@ -54,13 +56,14 @@ class Run:
 
 def start(run_dir: Path, *overrides: str, experiment: str = "countdown_cpu", **environment: str) -> subprocess.Popen:
     """Start ``experiment`` with ``overrides``."""
-    return spawn("main_flowrl", f"experiment={experiment}", *overrides, f"run_dir={run_dir}", **environment)
+    arguments = [f"experiment={experiment}", *overrides, f"run_dir={run_dir}"]
+    return spawn("recipe.flowrl.main_flowrl", *arguments, **environment)
 
 
-def spawn(command: str, *arguments: str, **environment: str) -> subprocess.Popen:
-    """Start one of the recipe's commands in a process group of its own."""
+def spawn(module: str, *arguments: str, **environment: str) -> subprocess.Popen:
+    """Start a program of the recipe's in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", f"recipe.flowrl.{command}", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=PROJECT,
         env=os.environ | environment,
         stdout=subprocess.PIPE,

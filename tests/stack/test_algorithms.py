@@ -31,13 +31,19 @@ def test_ppo_trains_a_critic(launch: Callable[..., Run]) -> None:
 
 
 def test_group_mean_partition_centres_the_residual(launch: Callable[..., Run]) -> None:
-    """With the raw reward, on-policy (one update a step), the residuals of every prompt's rollouts add up to zero."""
-    run = launch(*SHORT, "algo=flowrl_plus")
+    """With the raw reward, on-policy (one update a step), the residuals of every prompt's rollouts add up to zero.
+
+    With the log-probs divided, so that each weighs alike; the other weights are those of a unit test.
+    """
+    run = launch(*SHORT, "algo=flowrl_plus", "flowrl.length_normalization=log_probs", "flowrl.beta=15")
     assert not (run.checkpoint(2) / "actor" / "log_partition.pt").exists()
     for metrics in run.metrics.values():
         assert metrics["actor/flowrl/residual"] == pytest.approx(0.0, abs=1e-4)
         assert metrics["actor/flowrl/residual_abs"] > 0.1
     assert run.metrics[2]["actor/flowrl/log_z"] != 0.0
+    assert "in the target: saturated" in run.output, "the line after the first step"
+    assert run.metrics[2]["actor/flowrl/target_log_odds"] > 15.0, "beta times the lengths"
+    assert 0 < run.metrics[2]["actor/flowrl/reference_share"] < 1
 
 
 @pytest.mark.algorithms

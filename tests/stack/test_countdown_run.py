@@ -38,6 +38,16 @@ def test_rollout_and_trainer_agree_on_probabilities(flowrl_run: Run) -> None:
         assert flowrl_run.metrics[step]["training/rollout_probs_diff_max"] < 1e-4
 
 
+def test_it_checks_itself(flowrl_run: Run) -> None:
+    """Before the first update, and after the sync that follows it, not again."""
+    for point in ("at the start", "after the first weight sync"):
+        line = f"self-check {point}: log-probs agree (apart on average, in nats: of rollout server and trainer"
+        assert flowrl_run.output.count(line) == 1
+    checked = [step for step in (1, 2, 3, 4) if "actor/self_check/rollout_mean" in flowrl_run.metrics[step]]
+    assert checked == [1, 2]
+    assert 0 < flowrl_run.metrics[2]["actor/self_check/rollout_mean"] < 1e-4
+
+
 def test_solutions_are_counted(flowrl_run: Run) -> None:
     first = flowrl_run.metrics[1]
     assert 0 < first["train/solve_rate"] < 1
@@ -61,6 +71,12 @@ def test_what_a_run_leaves(flowrl_run: Run) -> None:
     assert {"log_partition.pt", "model_world_size_1_rank_0.pt", "optim_world_size_1_rank_0.pt"} <= actor
 
 
+def test_no_other_machine_can_reach_a_run(flowrl_run: Run) -> None:
+    """TransferQueue unpickles what reaches it; Ray, vLLM and torch serve as well."""
+    assert any("TransferQueue" in process for process in flowrl_run.listening.seen.values()), "somebody looked"
+    assert flowrl_run.listening.reachable() == {}
+
+
 def test_what_a_person_sees(flowrl_run: Run) -> None:
     for phase in ("starting Ray", "loading the model", "loading vLLM", "first weight sync", "rollout", "update"):
         assert phase in flowrl_run.output
@@ -72,7 +88,7 @@ def test_what_a_person_sees(flowrl_run: Run) -> None:
 
 def test_its_checkpoint_can_be_evaluated(flowrl_run: Run, tmp_path: Path) -> None:
     settings = ["suite=countdown", "n=2", "problems=8", "temperature=1.0", f"out={tmp_path}"]
-    command = [sys.executable, "-m", "recipe.flowrl.evaluate", f"model={flowrl_run.checkpoint(4)}", *settings]
+    command = [sys.executable, "-m", "recipe.flowrl", "evaluate", f"model={flowrl_run.checkpoint(4)}", *settings]
     done = subprocess.run(
         command, cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300
     )
@@ -150,6 +166,7 @@ def test_two_ranks_tensor_parallel_rollout_async_trainer(launch: Callable[..., R
         "actor_rollout_ref.model.use_remove_padding=true",
     )
     assert run.metrics[1]["training/rollout_probs_diff_max"] < 1e-4
+    assert max(run.metrics[2][f"actor/self_check/{pair}_mean"] for pair in ("packed", "rollout")) < 1e-4
     assert run.metrics[2]["actor/flowrl/log_partition_grad_norm"] > 0
     actor = {path.name for path in (run.checkpoint(2) / "actor").iterdir()}
     assert {"log_partition.pt", "model_world_size_2_rank_1.pt"} <= actor
@@ -169,8 +186,9 @@ def test_lora(launch: Callable[..., Run]) -> None:
 
 
 def _exact(metrics: dict[str, float]) -> dict[str, float]:
-    """Those of a step that measure neither time nor memory."""
-    return {name: value for name, value in metrics.items() if not re.match("time$|timing_|(actor/)?perf/", name)}
+    """Those of a step that measure neither time nor memory, nor what each launch checks."""
+    others = r"time$|timing_|(actor/)?perf/|actor/self_check/|train/(servers|trainer)_idle$"
+    return {name: value for name, value in metrics.items() if not re.match(others, name)}
 
 
 def _samples(file: Path) -> list[str]:

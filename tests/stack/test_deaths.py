@@ -1,20 +1,9 @@
 """Processes of a real run are killed: it ends within a minute, says which, leaves nothing, and goes on next time."""
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from benchmarks.victims import LIMIT_S, Outcome, Victim
-
-
-@pytest.fixture
-def victims() -> Iterator[list[Victim]]:
-    started: list[Victim] = []
-    yield started
-    for victim in started:
-        victim.end()
 
 
 def check(outcome: Outcome, *words: str) -> None:

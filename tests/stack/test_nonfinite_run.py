@@ -16,7 +16,7 @@ def test_updates_that_are_not_finite_end_the_run(prepared: None, tmp_path: Path)
     file = tmp_path / "nonfinite" / "step_1_rank_0.pt"
     assert "wasn't finite in 2 updates in a row, the last in step 1" in message
     assert str(file) in message
-    command = [sys.executable, "-m", "recipe.flowrl.replay", str(file)]
+    command = [sys.executable, "-m", "recipe.flowrl", "replay", str(file)]
     replayed = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
     assert replayed.returncode == 0, replayed.stderr
     assert "step 1, rank 0, gradient norm nan" in replayed.stdout

@@ -1,18 +1,29 @@
 """verl's FSDP2 engines, registered for the CPU."""
 
+from __future__ import annotations
+
 import dataclasses
+from typing import TYPE_CHECKING
 
 import torch
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
 
+if TYPE_CHECKING:
+    from verl.workers.config import FSDPEngineConfig
+    from verl.workers.engine.fsdp.transformer_impl import FSDPEngine as _Engine
+else:
+    _Engine = object
 
-class CPUFSDPMixin:
+
+class CPUFSDPMixin(_Engine):
     """Keeps parameters where they are: on a CPU there is nothing to offload them to.
 
     verl wraps a forward-only (reference) model with ``CPUOffloadPolicy(pin_memory=True)``; pinning memory needs an
     accelerator. Only FSDP2 is supported: FSDP1 assumes one in three more places.
     """
+
+    engine_config: FSDPEngineConfig
 
     def _build_fsdp_module(self, module: torch.nn.Module) -> torch.nn.Module:
         if not self.engine_config.forward_only:

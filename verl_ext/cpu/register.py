@@ -1,10 +1,10 @@
 """Registers the CPU engine and rollout classes with verl. Named by ``model.external_lib``, so each worker runs it."""
 
-from verl.workers.rollout import base as rollout_base
 from verl.workers.rollout.replica import RolloutReplica, RolloutReplicaRegistry
 
+from verl_ext import any_platform as any_platform  # first: one class that it registers is replaced here
 from verl_ext.cpu import engine as engine  # registers the FSDP2 engine
-from verl_ext.patches import patch_log_prob_loop, patch_value_model_attention
+from verl_ext.patches import patch_models
 
 
 def _load_cpu_replica() -> type[RolloutReplica]:
@@ -14,6 +14,4 @@ def _load_cpu_replica() -> type[RolloutReplica]:
 
 
 RolloutReplicaRegistry.register("vllm", _load_cpu_replica)
-rollout_base._ROLLOUT_REGISTRY[("vllm", "async")] = "verl_ext.rollout.BoundedServerAdapter"
-patch_log_prob_loop()
-patch_value_model_attention()
+patch_models()

@@ -3,29 +3,23 @@
 import os
 from typing import Any
 
-import ray
-from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
-from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
-
-from verl_ext.patches import patch_vllm_cpu_linear
-from verl_ext.rollout import run_unique_job_id
+from verl_ext.patches import patch_vllm_cpu_experts, patch_vllm_cpu_linear
+from verl_ext.rollout_server import PrivateHttpServer, PrivateReplica, PrivateWorkerExtension
 
 
-class CPUWorkerExtension(vLLMColocateWorkerExtension):
-    """verl's extension of the vLLM worker, with Linear weights that can be written."""
+class CPUWorkerExtension(PrivateWorkerExtension):
+    """The extension of the vLLM worker, with weights of linear layers and experts that can be written."""
 
     def __new__(cls, **kwargs: Any) -> "CPUWorkerExtension":
         patch_vllm_cpu_linear()
+        patch_vllm_cpu_experts()
         return super().__new__(cls, **kwargs)
 
 
-class CPUHttpServer(vLLMHttpServer):
-    """verl's vLLM server with the CPU worker extension."""
+class CPUHttpServer(PrivateHttpServer):
+    """The vLLM server with the CPU worker extension."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # The vLLM worker builds the weight-sync socket's path from this; the sender's is built alike.
-        os.environ["VERL_RAY_JOB_ID"] = run_unique_job_id()
+    worker_extension = CPUWorkerExtension
 
     def _preprocess_engine_kwargs(self, engine_kwargs: dict[str, Any]) -> None:
         """Run a single worker inside the engine's process: vLLM's own default, where verl always asks for ``mp``.
@@ -39,13 +33,8 @@ class CPUHttpServer(vLLMHttpServer):
             # While this is 1, vLLM's CPU build changes uni to mp, to bind the worker's threads to cores from outside.
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
-    def _get_worker_extension_cls(self) -> str:
-        return f"{CPUWorkerExtension.__module__}.{CPUWorkerExtension.__qualname__}"
 
+class CPUReplica(PrivateReplica):
+    """The vLLM replica, made of :class:`CPUHttpServer`."""
 
-class CPUReplica(vLLMReplica):
-    """verl's vLLM replica, made of :class:`CPUHttpServer`."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.server_class = ray.remote(CPUHttpServer)
+    server = CPUHttpServer

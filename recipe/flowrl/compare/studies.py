@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 class Variant:
     """One row of a study: an algorithm and what is different from its preset.
 
-    The same name is the same run in all studies.
+    The same name is the same run in all studies of an experiment. ``stack``: through the whole stack, though the study
+    is an exact one.
     """
 
     name: str
     algo: str
     overrides: tuple[str, ...] = ()
+    stack: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,31 @@ class Study:
     overrides: tuple[str, ...] = field(default=())
 
 
+@dataclass(frozen=True)
+class ExactStudy(Study):
+    """A study whose measures are exact, and whose runs take one process each (:mod:`.exact_run`).
+
+    A variant may go through the stack instead (:mod:`.stack_run`).
+
+    Attributes:
+        train_puzzles: of the training file, from the first, seen again and again.
+        every: steps between two evaluations.
+        lrs: each variant is run with each.
+        samples: answers to each puzzle, for what can't be scored only.
+    """
+
+    train_puzzles: int = 64
+    every: int = 10
+
+
 def _named(*variants: Variant) -> dict[str, Variant]:
     return {variant.name: variant for variant in variants}
 
 
 FIELD = (
-    "flowrl flowrl_plus flowrl_as_released flowrl_no_is flowrl_no_log_z flowrl_vargrad gflowrl tb_raw grpo "
-    "grpo_kl_matched dr_grpo dapo gspo gmpo cispo rloo reinforce_plus_plus ppo clip_cov kl_cov prorl passk"
+    "flowrl flowrl_plus flowrl_as_released flowrl_no_is flowrl_no_log_z flowrl_vargrad gflowrl tb_raw tb_replay grpo "
+    "grpo_kl_matched dr_grpo dapo gspo gmpo cispo rloo reinforce_plus_plus ppo clip_cov kl_cov prorl passk "
+    "flowrl_with_ppo reinforce_plus_plus_baseline maxrl dmpo dppo_tv dppo_kl sapo dro"
 ).split()
 
 _OWN = {
@@ -77,5 +97,54 @@ STUDIES = {
             *[Variant(f"depth_{depth}", "flowrl", (f"flowrl.partition_depth={depth}",)) for depth in (1, 5)],
         ),
         overrides=_OVERRIDES,
+    ),
+    "repeated": ExactStudy(
+        "countdown_cpu",
+        _named(
+            Variant("grpo", "grpo"),
+            Variant("flowrl", "flowrl"),
+            *[Variant(f"flowrl_beta_{beta}", "flowrl", (f"flowrl.beta={beta}",)) for beta in (1, 0.3)],
+            *[Variant(f"flowrl_plus_beta_{beta}", "flowrl_plus", (f"flowrl.beta={beta}",)) for beta in (3, 4, 5)],
+            Variant("tb_replay", "tb_replay"),
+            *[
+                Variant(f"grpo_kl_matched_{beta}", "grpo_kl_matched", (f"algorithm.kl_matched_beta={beta}",))
+                for beta in (0.3, 1)
+            ],
+            # The optimum of the reward with this KL term is flowrl_plus's target at beta = 3.
+            Variant("rloo_kl_matched_3", "rloo", (f"algorithm.kl_ctrl.kl_coef={1 / 3:.4f}",)),
+            Variant("grpo_entropy", "grpo", ("actor_rollout_ref.actor.entropy_coeff=0.01",)),
+            *[Variant(name, name) for name in ("dapo", "passk", "kl_cov", "ppo")],
+        ),
+        steps=150,
+        samples=16,
+    ),
+    # Another task.
+    "change": ExactStudy(
+        "change_cpu",
+        _named(
+            Variant("grpo", "grpo"),
+            Variant("flowrl", "flowrl"),
+            Variant("flowrl_beta_0.3", "flowrl", ("flowrl.beta=0.3",)),
+            Variant("flowrl_plus_beta_3", "flowrl_plus", ("flowrl.beta=3",)),
+            Variant("grpo_kl_matched_0.3", "grpo_kl_matched", ("algorithm.kl_matched_beta=0.3",)),
+        ),
+        steps=150,
+        samples=16,
+    ),
+    # Is one process worth as much as the stack? The same runs by both.
+    "agreement": ExactStudy(
+        "countdown_cpu",
+        _named(
+            *[
+                Variant(name + "_stack" * stack, algo, overrides, stack)
+                for name, algo, overrides in (
+                    ("grpo", "grpo", ()),
+                    ("flowrl_beta_0.3", "flowrl", ("flowrl.beta=0.3",)),
+                )
+                for stack in (False, True)
+            ]
+        ),
+        steps=50,
+        samples=16,
     ),
 }

@@ -5,16 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from recipe.flowrl.checkpoint.export import load_policy
+from recipe.flowrl.common.errors import UserError
 from recipe.flowrl.config import FlowRLConfig
-from recipe.flowrl.data.modes import PROMPTS
 from recipe.flowrl.distribution.exact import Enumeration
 from recipe.flowrl.distribution.objective_mode import Point
-from recipe.flowrl.errors import UserError
-from recipe.flowrl.export import load_policy
 from recipe.flowrl.partition import LogPartition
+from recipe.flowrl.reporting.names import REPLAYED
+from recipe.flowrl.reporting.run_records import load_run
+from recipe.flowrl.tasks.modes.data import PROMPTS
 
 
 def train(run_dir: Path, overrides: list[str]) -> None:
@@ -45,10 +48,12 @@ def points(
     if not checkpoints:
         raise UserError(f"{run_dir}: no checkpoint to measure")
     found = [Point(0, 0, enumeration.reference_log_probs, None)]
+    metrics = load_run(run_dir).metrics
+    replayed = metrics[REPLAYED].values.cumsum() if REPLAYED in metrics else np.zeros(max(checkpoints))
     for step, checkpoint in sorted(checkpoints.items()):
         model = load_policy(checkpoint)
         log_z = _log_z(checkpoint, model, enumeration, flowrl)
-        samples = step * len(PROMPTS) * samples_per_prompt
+        samples = round((step - float(replayed[step - 1])) * len(PROMPTS) * samples_per_prompt)
         found.append(Point(step, samples, enumeration.log_probs(model), log_z))
     return found
 

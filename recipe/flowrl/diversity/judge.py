@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from recipe.flowrl.errors import UserError
+from recipe.flowrl.common.errors import UserError
 
 SHARES = (14 / 16, 11 / 16, 7 / 16, 4 / 16)
 """Of the solutions, in the largest group of one approach: at least the first scores 1, ..., less than the last 5."""

@@ -1,7 +1,6 @@
 """Judges a benchmark: which solutions, how often, what was asked before, what it cost, how far repeats agree."""
 
 import hashlib
-import json
 import random
 import threading
 from collections import Counter
@@ -14,24 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from recipe.flowrl.diversity.evaluation import Samples
+from recipe.flowrl.common import rules
+from recipe.flowrl.common.errors import UserError
+from recipe.flowrl.common.jsonl import JsonLines
+from recipe.flowrl.diversity.diversity_options import JudgeOptions
+from recipe.flowrl.diversity.evaluations import POPULATIONS, Samples
 from recipe.flowrl.diversity.judge import Judge, Outcome, request
-from recipe.flowrl.diversity.measures import POPULATIONS, summarise
+from recipe.flowrl.diversity.measures import summarise
 from recipe.flowrl.diversity.texts import MISSING
-from recipe.flowrl.errors import UserError
-
-
-@dataclass(frozen=True)
-class JudgeOptions:
-    """``url``, ``model`` of the endpoint; ``responses`` shown of each problem; ``repeats``, each in another order;
-    ``concurrency`` requests at once; ``price`` of a million prompt and completion tokens, if known."""
-
-    url: str
-    model: str
-    responses: int = 16
-    repeats: int = 3
-    concurrency: int = 8
-    price: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,19 +68,19 @@ def ask(
     Raises:
         UserError: the endpoint refuses every request.
     """
-    known = {row["key"]: row for row in _read_log(log) if row["score"] is not None}
+    lines = JsonLines(log)
+    known = {row["key"]: row for row in lines.read() if _is_answer(row)}
     # Where all answers are right, both populations ask the same.
     todo = {question.key: question for question in asked if question.key not in known}
     done = 0
-    _end_last_line(log)
     lock, stop = threading.Lock(), threading.Event()
 
     def answer(question: Question) -> dict[str, Any] | None:
         if stop.is_set():
             return None
         row = _row(question, judge(question.prompt, question.solutions))
-        with lock, open(log, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        with lock:
+            lines.append(row)
         return row
 
     answers = dict(known)
@@ -194,19 +183,9 @@ def _row(question: Question, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _end_last_line(path: Path) -> None:
-    """End a line that a kill cut off, so that the next one is whole."""
-    if path.exists() and (text := path.read_bytes()) and not text.endswith(b"\n"):
-        with open(path, "ab") as file:
-            file.write(b"\n")
-
-
-def _read_log(path: Path) -> list[dict[str, Any]]:
-    """The log's lines; one that a kill cut off is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
+def _is_answer(row: Any) -> bool:
+    """Whether a line of the log is as :func:`_row` makes it, with a score."""
+    if not isinstance(row, dict) or not isinstance(row.get("key"), str) or not {"error", "groups"} <= row.keys():
+        return False
+    counts: list[Any] = [row.get(name) for name in ("score", "prompt_tokens", "completion_tokens")]
+    return all(rules.COUNT_OR_ZERO.accepts(count) for count in counts) and 1 <= counts[0] <= 5

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from recipe.flowrl.diversity.measures import MEASURES, POPULATIONS
+from recipe.flowrl.diversity.evaluations import POPULATIONS
+from recipe.flowrl.diversity.measures import MEASURES
 
 
 def lines(result: dict[str, Any]) -> list[str]:

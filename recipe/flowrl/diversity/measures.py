@@ -7,15 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from recipe.flowrl.compare.statistics import bootstrap
+from recipe.flowrl.common.statistics import bootstrap
 from recipe.flowrl.diversity.embeddings import Embed, mean_cosine_distance, vendi_score
-from recipe.flowrl.diversity.evaluation import CODE, COUNTDOWN, MATH, Response, Samples
+from recipe.flowrl.diversity.evaluations import ALL, CODE, CORRECT, COUNTDOWN, MATH, Response, Samples
 from recipe.flowrl.diversity.forms import answer_form, mean_jaccard_distance, solution_form
 from recipe.flowrl.diversity.rarefaction import expected_distinct, mean_over_subsets, sampled_pairs
 from recipe.flowrl.diversity.texts import distinct_n, self_bleu
-
-CORRECT, ALL = "correct", "all"
-POPULATIONS = {CORRECT: "correct answers", ALL: "all answers"}
 
 Values = dict[str, dict[str, dict[str, float]]]
 """Measure -> number of draws, as text -> problem -> value."""

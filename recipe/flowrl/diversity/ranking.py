@@ -1,12 +1,10 @@
 """How the measures rank systems and problems, against the judge and one another.
 
-``python -m recipe.flowrl.diversity.ranking EVAL_DIR EVAL_DIR... [population=correct|all] [out=FILE]``, after
-``recipe.flowrl.diversity`` for each. Kendall's tau-b, with the sign turned for measures that fall with diversity: over
-the systems, of their means on a benchmark; and over problems, within each system, then averaged over the systems, with
-a bootstrap interval over problems.
+Kendall's tau-b, with the sign turned for measures that fall with diversity: over the systems, of their means on a
+benchmark; and over problems, within each system, then averaged over the systems, with a bootstrap interval over
+problems.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -14,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from recipe.flowrl.diversity.evaluation import read_json
-from recipe.flowrl.diversity.measures import JUDGE, MEASURES, POPULATIONS
-from recipe.flowrl.diversity.options import split
+from recipe.flowrl.common.errors import UserError
+from recipe.flowrl.common.files import write_json
+from recipe.flowrl.diversity.evaluations import read_json
+from recipe.flowrl.diversity.measures import JUDGE, MEASURES
 from recipe.flowrl.diversity.texts import MISSING
-from recipe.flowrl.errors import UserError, exit_status_of
-from recipe.flowrl.files import write_json
 
 RESAMPLES = 400
 FEWEST_PROBLEMS = 3
@@ -27,26 +24,19 @@ Scores = dict[str, dict[str, float]]
 """Measure -> problem -> value, more being more diverse."""
 
 
-def main(arguments: list[str]) -> int:
-    """Returns the exit status: 0, 1 after a failure, 2 for bad input."""
-    try:
-        directories, given = split(arguments, ("population", "out"))
-        population = given.get("population", "correct")
-        if population not in POPULATIONS:
-            raise UserError(f"population={population}: expected {' or '.join(POPULATIONS)}")
-        if not directories:
-            raise UserError("which evaluations? python -m recipe.flowrl.diversity.ranking EVAL_DIR EVAL_DIR...")
-        hint = "python -m recipe.flowrl.diversity makes it"
-        results = {str(path): read_json(path / "diversity.json", hint) for path in directories}
-        found = rank(results, population)
-        if not found:
-            raise UserError("the evaluations have no benchmark in common")
-        if "out" in given:
-            write_json(Path(given["out"]), found, indent=1)
-        print("\n".join(_lines(found)))
-    except BaseException as error:
-        return exit_status_of(error)
-    return 0
+def rank_all(evaluations: Sequence[Path], population: str, out: Path | None) -> None:
+    """Print how the measures rank ``evaluations``, and write it into ``out`` as JSON if there is one.
+
+    Raises:
+        UserError: an evaluation hasn't been measured, or they have no benchmark in common.
+    """
+    hint = "python -m recipe.flowrl diversity makes it"
+    found = rank({str(path): read_json(path / "diversity.json", hint) for path in evaluations}, population)
+    if not found:
+        raise UserError("the evaluations have no benchmark in common")
+    if out is not None:
+        write_json(out, found, indent=1)
+    print("\n".join(_lines(found)))
 
 
 def rank(results: Mapping[str, Mapping[str, Any]], population: str) -> dict[str, list[dict[str, Any]]]:
@@ -144,7 +134,3 @@ def _lines(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
 
 def _tau(value: float | None) -> str:
     return "    –" if value is None else f"{value:+.2f}"
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

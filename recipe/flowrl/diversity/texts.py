@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from recipe.flowrl.common.errors import UserError
 from recipe.flowrl.diversity.rarefaction import hit_probability
-from recipe.flowrl.errors import UserError
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 MISSING = "{} isn't installed: pip install -e .[diversity] has what the measures need"

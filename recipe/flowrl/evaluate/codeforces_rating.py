@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from recipe.flowrl.compare.statistics import bootstrap
+from recipe.flowrl.common.statistics import bootstrap
 from recipe.flowrl.evaluate.contests import (
     known_problems,
     letters_by_contest,

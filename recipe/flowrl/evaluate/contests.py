@@ -1,31 +1,28 @@
-"""Standings of the contests behind the Codeforces benchmark: ``python -m recipe.flowrl.evaluate.contests --out DIR``.
+"""Standings of the contests behind the Codeforces benchmark.
 
-Fetched once from Codeforces's public interface, a small file a contest, so that rating a model needs no network. The
-same command again fetches what is missing.
+Fetched once from Codeforces's public interface, a small file a contest, so that rating a model needs no network.
+The same command again fetches what is missing.
 """
 
-import argparse
 import hashlib
 import json
 import re
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recipe.flowrl.data.code_tasks import STDIN
-from recipe.flowrl.errors import UserError, exit_status_of
+from recipe.flowrl.common.errors import UserError
+from recipe.flowrl.common.files import write_json
 from recipe.flowrl.evaluate.ratings import Contest
-from recipe.flowrl.files import write_json
+from recipe.flowrl.tasks.code.data import STDIN
 
 API = "https://codeforces.com/api"
-_PAUSE_S = 2.0
+PAUSE_S = 2.0
 """Between requests, as Codeforces asks for."""
 _DATA = Path(__file__).with_name("codeforces")
 
@@ -44,7 +41,7 @@ def rating_distribution() -> dict[int, int]:
 
 
 def problem_fingerprint(prompt: str) -> str:
-    """Stands for a problem's text, whatever instruction ``prepare_data`` put before it."""
+    """Stands for a problem's text, whatever instruction ``prepare`` put before it."""
     text = " ".join(prompt.removeprefix(STDIN).split())
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -74,7 +71,7 @@ def load_contest(directory: Path, contest: str) -> Contest | None:
         raise UserError(f"{path} is damaged ({error}): delete it and fetch it again") from error
 
 
-def fetch_contest(contest: str, api: str = API, pause_s: float = _PAUSE_S) -> dict[str, Any]:
+def fetch_contest(contest: str, api: str = API, pause_s: float = PAUSE_S) -> dict[str, Any]:
     """Ask Codeforces for the standings of a contest and the ratings that its contestants had before.
 
     Raises:
@@ -110,31 +107,18 @@ def _ask(url: str) -> Any:
     return content["result"]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, 1 if a contest couldn't be fetched, 2 for bad input."""
-    parser = argparse.ArgumentParser("python -m recipe.flowrl.evaluate.contests", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="directory for the standings")
-    parser.add_argument("--api", default=API, help="of Codeforces, or of a mirror (default: %(default)s)")
-    parser.add_argument("--pause", type=float, default=_PAUSE_S, help="seconds between requests (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    failed = 0
-    try:
-        contests = sorted(letters_by_contest())
-        for number, contest in enumerate(contests, 1):
-            if (options.out / f"{contest}.json").is_file():
-                continue
-            try:
-                write_json(options.out / f"{contest}.json", fetch_contest(contest, options.api, options.pause))
-                print(f"{number}/{len(contests)}  {contest}", flush=True)
-            except UserError as error:
-                failed += 1
-                print(f"{number}/{len(contests)}  {contest}: {error}", flush=True)
-            time.sleep(options.pause)
-    except BaseException as error:
-        return exit_status_of(error)
-    print(f"{len(contests) - failed} of {len(contests)} contests in {options.out}")
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def fetch_all(out: Path, api: str = API, pause_s: float = PAUSE_S) -> int:
+    """Fetch the standings of every contest that ``out`` lacks, with a line each; returns how many can't be had."""
+    contests, failed = sorted(letters_by_contest()), 0
+    for number, contest in enumerate(contests, 1):
+        if (out / f"{contest}.json").is_file():
+            continue
+        try:
+            write_json(out / f"{contest}.json", fetch_contest(contest, api, pause_s))
+            print(f"{number}/{len(contests)}  {contest}", flush=True)
+        except UserError as error:
+            failed += 1
+            print(f"{number}/{len(contests)}  {contest}: {error}", flush=True)
+        time.sleep(pause_s)
+    print(f"{len(contests) - failed} of {len(contests)} contests in {out}")
+    return failed

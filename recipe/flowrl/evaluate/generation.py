@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from recipe.flowrl.common.progress import Progress
 from recipe.flowrl.evaluate.benchmarks import Benchmark, Problem
-from recipe.flowrl.evaluate.progress import Progress
 from recipe.flowrl.evaluate.records import Records
 
 

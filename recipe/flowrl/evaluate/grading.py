@@ -8,16 +8,19 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from recipe.flowrl.data.expressions import canonical_form
-from recipe.flowrl.errors import UserError
+from recipe.flowrl.common.errors import UserError
+from recipe.flowrl.common.progress import Progress
 from recipe.flowrl.evaluate.benchmarks import Benchmark, Problem
-from recipe.flowrl.evaluate.progress import Progress
 from recipe.flowrl.evaluate.records import Record, Records
 from recipe.flowrl.evaluate.votes import answer_groups
-from recipe.flowrl.rewards import code, countdown, math
-from recipe.flowrl.rewards.answers import final_answer
 from recipe.flowrl.sandbox import bubblewrap
 from recipe.flowrl.sandbox.choose import UNSAFE
+from recipe.flowrl.tasks.code import reward as code
+from recipe.flowrl.tasks.countdown import reward as countdown
+from recipe.flowrl.tasks.countdown.expressions import canonical_form
+from recipe.flowrl.tasks.math import reward as math
+from recipe.flowrl.tasks.math.answers import final_answer
+from recipe.flowrl.tasks.rows import brief
 
 _CPUS = os.cpu_count() or 2
 
@@ -43,11 +46,13 @@ class Grader:
         name: with the version of what decides, for the protocol.
         judge: the verdict on a response.
         same: whether two answers, both right or both wrong, are the same one; None: there is no voting on such answers.
+        respond: a response that gives a reference as its answer; None: references are tests or puzzles.
     """
 
     name: str
     judge: Callable[[Problem, str], Verdict]
     same: Callable[[Verdict, Verdict], bool] | None
+    respond: Callable[[str], str] | None = None
 
 
 def grader_for(suite: str, sandbox: str, sandbox_url: str | None) -> Grader:
@@ -62,12 +67,44 @@ def grader_for(suite: str, sandbox: str, sandbox_url: str | None) -> Grader:
                 f"no sandbox for the model's programs: {reason}. Make bubblewrap work, or name a SandboxFusion server "
                 f"with sandbox_url=http://HOST:8080; to run them with all your rights: sandbox={UNSAFE}"
             )
-        name = f"recipe.flowrl.rewards.code in {'SandboxFusion' if sandbox_url else sandbox}"
+        name = f"recipe.flowrl.tasks.code.reward in {'SandboxFusion' if sandbox_url else sandbox}"
         return Grader(name, partial(_judge_code, sandbox=sandbox, sandbox_url=sandbox_url), None)
     if suite == "countdown":
-        return Grader("recipe.flowrl.rewards.countdown", _judge_countdown, lambda a, b: a.answer == b.answer)
-    name = f"recipe.flowrl.rewards.math, math-verify {version('math-verify')}"
-    return Grader(name, _judge_math, _same_math)
+        return Grader("recipe.flowrl.tasks.countdown.reward", _judge_countdown, lambda a, b: a.answer == b.answer)
+    name = f"recipe.flowrl.tasks.math.reward, mpmath {version('mpmath')}"
+    return Grader(name, _judge_math, _same_math, lambda truth: f"\\boxed{{{math.references(truth)[0]}}}")
+
+
+def check_references(benchmarks: Sequence[Benchmark], grader: Grader) -> list[str]:
+    """Let the grader read each reference, on a response that gives it: better known before hours of generation.
+
+    Returns:
+        A line for each benchmark with references that the grader doesn't take for right answers to themselves.
+
+    Raises:
+        UserError: the grader can't read a reference.
+    """
+    lines = []
+    for benchmark in benchmarks:
+        unequal = []
+        for problem in benchmark.problems:
+            try:
+                verdict = grader.judge(problem, grader.respond(problem.ground_truth) if grader.respond else "")
+            except UserError:
+                raise
+            except Exception as error:
+                raise UserError(
+                    f"{problem.id}: reward_model.ground_truth can't be graded with ({brief(error)}): prepare the data "
+                    "again, or leave its benchmark out"
+                ) from error
+            if grader.respond and not verdict.correct:
+                unequal.append(problem.id)
+        if unequal:
+            lines.append(
+                f"{benchmark.name}: {len(unequal)} references that the grader doesn't understand, so that no response "
+                f"to them is right: {', '.join(unequal[:5])}{', ...' if len(unequal) > 5 else ''}"
+            )
+    return lines
 
 
 def grade(benchmark: Benchmark, samples: Records, grades: Records, grader: Grader, progress: Progress) -> None:

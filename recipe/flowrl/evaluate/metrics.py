@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recipe.flowrl.compare.statistics import bootstrap, pass_at_k
+from recipe.flowrl.common.statistics import bootstrap, pass_at_k
 
 _EXACT_UP_TO = 14
 """Problems with a difference for which all sign flips are tried: 2^14."""

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from recipe.flowrl.errors import UserError
+from recipe.flowrl.common.errors import UserError
+from recipe.flowrl.common.foreign import read_text
 from recipe.flowrl.evaluate.metrics import paired_difference
 from recipe.flowrl.evaluate.protocol import DECISIVE
 
@@ -21,7 +22,7 @@ def load_summary(out: Path) -> dict[str, Any]:
     """
     path = out / "summary.json"
     try:
-        summary = json.loads(path.read_text())
+        summary = json.loads(read_text(path))
         if not isinstance(summary["benchmarks"], dict) or not isinstance(summary["protocol"], dict):
             raise ValueError("not a summary")
         return summary

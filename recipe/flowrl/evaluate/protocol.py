@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipe.flowrl.errors import UserError
+from recipe.flowrl.common.errors import UserError
+from recipe.flowrl.common.files import write_json
+from recipe.flowrl.common.foreign import read_text
 from recipe.flowrl.evaluate.benchmarks import Benchmark
-from recipe.flowrl.evaluate.model import model_fingerprint
-from recipe.flowrl.evaluate.options import Options
-from recipe.flowrl.files import write_json
+from recipe.flowrl.evaluate.evaluate_options import Options
+from recipe.flowrl.evaluate.model_path import model_fingerprint
 
 NAME = "protocol.json"
 
@@ -27,14 +28,17 @@ _FIXED = (*OF_THE_MODEL, "suite", *DECISIVE, "seed")
 def protocol_of(options: Options, benchmarks: Sequence[Benchmark], grader: str) -> dict[str, Any]:
     """The protocol of ``options``, yet without its engine.
 
-    ``benchmarks`` has for each the SHA-256 of its file, which holds the prompts as they are asked, and the problems
-    taken from it.
+    ``benchmarks`` has for each the SHA-256 of its file, which holds the prompts as they are asked, the problems taken
+    from it, and the rows left out because they repeat one.
     """
     return {
         "model": options.model,
         "model_fingerprint": None if options.server else model_fingerprint(options.model),
         "suite": options.suite,
-        "benchmarks": {item.name: {"sha256": item.sha256, "problems": len(item.problems)} for item in benchmarks},
+        "benchmarks": {
+            item.name: {"sha256": item.sha256, "problems": len(item.problems), "repeated": item.repeated}
+            for item in benchmarks
+        },
         **{name: getattr(options, name) for name in DECISIVE},
         "seed": options.seed,
         "prompt": "the file's user turn, in the model's chat template",
@@ -54,11 +58,11 @@ def recorded(out: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_text(path))
         if not isinstance(content, dict) or not isinstance(content["benchmarks"], dict):
             raise ValueError("not a protocol")
         return content
-    except (ValueError, LookupError) as error:
+    except (OSError, ValueError, LookupError) as error:
         raise UserError(f"{path} can't be read ({error}): choose another out=, or remove {out}") from error
 
 

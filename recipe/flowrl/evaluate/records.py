@@ -6,12 +6,16 @@ end is cut off before the next append.
 
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipe.flowrl.errors import UserError
+from recipe.flowrl.common.errors import UserError
+from recipe.flowrl.common.files import open_own
+from recipe.flowrl.common.foreign import MOST_BYTES, opened
+from recipe.flowrl.common.jsonl import to_line
 
 Record = dict[str, Any]
 
@@ -28,8 +32,8 @@ class Records:
         self._whole_bytes = 0
         try:
             for self._whole_bytes, text in _members(path) if path.is_file() else ():
-                self._take(map(json.loads, text.splitlines()))
-        except (zlib.error, ValueError, LookupError, TypeError) as error:
+                self._take(map(json.loads, filter(None, text.split(b"\n"))))
+        except (zlib.error, ValueError, LookupError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{path} is damaged after byte {self._whole_bytes} ({error}): move it away, and its problems are done "
                 "again"
@@ -38,9 +42,8 @@ class Records:
     def append(self, records: Sequence[Record]) -> None:
         """Add all records of one problem."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        member = gzip.compress(lines.encode("utf-8", errors="replace"), mtime=0)
-        with open(self.path, "r+b" if self.path.exists() else "xb") as file:
+        member = gzip.compress("".join(map(to_line, records)).encode(), mtime=0)
+        with os.fdopen(open_own(self.path, 0), "wb") as file:  # which cuts nothing off by itself
             file.truncate(self._whole_bytes)
             file.seek(self._whole_bytes)
             file.write(member)
@@ -54,7 +57,7 @@ class Records:
 
 def _members(path: Path) -> Iterator[tuple[int, bytes]]:
     """The end and the text of each complete gzip member; an unfinished one at the end is left out."""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         end, pending = 0, file.read(_CHUNK)
         while pending:
             member, text = zlib.decompressobj(wbits=31), []
@@ -62,6 +65,8 @@ def _members(path: Path) -> Iterator[tuple[int, bytes]]:
                 if not pending:
                     return
                 text.append(member.decompress(pending))
+                if sum(map(len, text)) > MOST_BYTES:
+                    raise ValueError(f"a problem of more than {MOST_BYTES} bytes")
                 end += len(pending) - len(member.unused_data)
                 pending = member.unused_data or file.read(_CHUNK)
             yield end, b"".join(text)

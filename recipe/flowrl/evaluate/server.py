@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import openai
 
-from recipe.flowrl.errors import UserError
+from recipe.flowrl.common.errors import UserError
 from recipe.flowrl.evaluate.generation import Completion, Request, Sampling
 
 _TAKES_MORE = ("vllm", "sglang")
@@ -78,7 +78,8 @@ class ServerEngine:
                 f"server={self._url}: {request.problem.id}: ended with {choice.finish_reason!r}, usage {reply.usage}; "
                 "needed: stop or length, and the number of tokens"
             )
-        return Completion(choice.message.content or "", choice.finish_reason, reply.usage.completion_tokens)
+        text = (choice.message.content or "").encode(errors="replace").decode()  # JSON may hold half a surrogate pair
+        return Completion(text, choice.finish_reason, reply.usage.completion_tokens)
 
 
 def _brief(error: BaseException) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from recipe.flowrl.errors import UserError
+from recipe.flowrl.common.errors import UserError
+from recipe.flowrl.common.rules import guess
 from recipe.flowrl.evaluate.generation import Completion, Request, Sampling
-from recipe.flowrl.rules import guess
 
 _CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from recipe.flowrl.plan.gpus import GPU
+from recipe.flowrl.common.gpus import GPU
 from recipe.flowrl.plan.memory import MemoryPlan
 
 _ACTOR = "actor_rollout_ref.actor"
@@ -25,11 +25,22 @@ def problems(config: DictConfig, memory: MemoryPlan, gpu: GPU) -> list[str]:
 def _remedy(config: DictConfig, memory: MemoryPlan, phase: str) -> str:
     offload = config.actor_rollout_ref.actor.fsdp_config
     if phase == "rollout":
+        if any(name.startswith("critic's") for name in memory.resident):
+            return "set critic.fsdp.param_offload=true and critic.fsdp.optimizer_offload=true"
         if not offload.optimizer_offload:
             return f"set {_ACTOR}.fsdp_config.optimizer_offload=true"
         if not offload.param_offload:
             return f"set {_ACTOR}.fsdp_config.param_offload=true"
         return "lower actor_rollout_ref.rollout.gpu_memory_utilization"
+    if phase == "log-probs":
+        if not config.actor_rollout_ref.model.use_fused_kernels:
+            return "set actor_rollout_ref.model.use_fused_kernels=true"
+        names = ("rollout.log_prob_max_token_len_per_gpu", "ref.log_prob_max_token_len_per_gpu")
+        return f"lower {' and '.join(f'actor_rollout_ref.{name}' for name in names)}"
+    if phase == "critic's update":
+        if not config.critic.fsdp.optimizer_offload or not config.critic.fsdp.param_offload:
+            return "set critic.fsdp.param_offload=true and critic.fsdp.optimizer_offload=true"
+        return "lower critic.ppo_max_token_len_per_gpu, or use more GPUs (cluster=4x8, trainer.nnodes)"
     parts = memory.update[memory.worst_moment]
     logits = parts.get("logits", 0.0)
     of_tokens = logits + parts.get("activations of blocks", 0.0)

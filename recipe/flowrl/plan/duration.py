@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.flowrl.plan.gpus import GPU
+from recipe.flowrl.common.gpus import GPU
+from recipe.flowrl.plan.architecture import ModelShape
 from recipe.flowrl.plan.memory import BF16, MemoryPlan
-from recipe.flowrl.plan.model import ModelShape
 from recipe.flowrl.preflight.batches import needs_reference
 
 
@@ -17,7 +17,8 @@ class Assumptions:
 
     prompt_tokens: int = 200
     response_share: float = 0.3
-    """Mean response, as a share of the longest."""
+    """Mean response, as a share s of the longest L. Of the responses a share (1 - t/L)^(1/s - 1) is longer than t: this
+    has that mean, and takes the last ones to L."""
     training_share: float = 0.35
     """Of the GPU's FLOP/s that training reaches."""
     decoding_share: float = 0.5
@@ -41,7 +42,12 @@ class DurationPlan:
 
 
 def plan_duration(
-    config: DictConfig, shape: ModelShape, gpu: GPU, memory: MemoryPlan, assumed: Assumptions
+    config: DictConfig,
+    shape: ModelShape,
+    gpu: GPU,
+    memory: MemoryPlan,
+    assumed: Assumptions,
+    critic: ModelShape | None = None,
 ) -> DurationPlan:
     """Estimate a step.
 
@@ -50,6 +56,7 @@ def plan_duration(
         shape, gpu: of its model, its GPUs.
         memory: says how many sequences a rollout server holds.
         assumed: see there.
+        critic: of its critic, None if it has none.
     """
     worker = config.actor_rollout_ref
     gpus = config.trainer.nnodes * config.trainer.n_gpus_per_node
@@ -57,34 +64,64 @@ def plan_duration(
     response = assumed.response_share * config.data.max_response_length
     length = assumed.prompt_tokens + response
     tokens = responses * length
-    # Looking an embedding up costs nothing, multiplying with the head does. Attention's mean context is half as long.
-    multiplied = shape.parameters - (shape.embedding_parameters - shape.vocabulary * shape.hidden)
-    forward = tokens * (2 * multiplied + 2 * shape.layers * shape.hidden * length)
-    passes = {"old log-probs": 1, "reference": 1 if needs_reference(config) else 0}
-    passes["update"] = (4 if worker.model.enable_gradient_checkpointing else 3) * worker.actor.ppo_epochs
+    forward = _forward(config, "actor_rollout_ref.model", worker.actor.ppo_max_token_len_per_gpu, shape, tokens, length)
+    scoring = worker.rollout.log_prob_max_token_len_per_gpu
+    scored = _forward(config, "actor_rollout_ref.model", scoring, shape, tokens, length)
+    work = {"old log-probs": scored}
+    if needs_reference(config):
+        work["reference"] = scored
+    work["update"] = _passes(worker.model) * worker.actor.ppo_epochs * forward
+    if critic is not None:
+        budgets = (config.critic.forward_max_token_len_per_gpu, config.critic.ppo_max_token_len_per_gpu)
+        values, update = (_forward(config, "critic.model", budget, critic, tokens, length) for budget in budgets)
+        work["values"] = values
+        work["critic's update"] = _passes(config.critic.model) * config.critic.ppo_epochs * update
     speed = gpus * gpu.flops * assumed.training_share
-    phases = {"rollout": _decoding(config, shape, gpu, memory, assumed, response)}
-    phases |= {name: count * forward / speed for name, count in passes.items() if count}
+    phases = {"rollout": _decoding(config, shape, gpu, memory, assumed)}
+    phases |= {name: flops / speed for name, flops in work.items()}
     steps = OmegaConf.select(config, "trainer.total_training_steps")
-    return DurationPlan(tokens, forward * (1 + sum(passes.values())), phases, steps)
+    return DurationPlan(tokens, forward + sum(work.values()), phases, steps)
 
 
-def _decoding(
-    config: DictConfig, shape: ModelShape, gpu: GPU, memory: MemoryPlan, assumed: Assumptions, response: float
-) -> float:
-    """Seconds. A decoding step reads the weights once, and the KV cache of the sequences in it."""
+def _passes(model: DictConfig) -> int:
+    """Of an update, in forward passes: a backward is two, and with checkpointing there is a second forward."""
+    return 4 if model.enable_gradient_checkpointing else 3
+
+
+def _forward(config: DictConfig, model: str, budget: int, shape: ModelShape, tokens: float, length: float) -> float:
+    """FLOPs of a forward pass over ``tokens`` tokens in sequences of ``length``, ``budget`` tokens in a micro-batch."""
+    # Looking an embedding up costs nothing, multiplying with the head does. Attention's mean context is half as long;
+    # sdpa works on all pairs of a packed micro-batch, and masks those of different sequences.
+    multiplied = (
+        shape.parameters
+        - shape.embedding_parameters
+        + (0 if model == "critic.model" else shape.vocabulary * shape.hidden)
+    )
+    attention = OmegaConf.select(config, f"{model}.override_config.attn_implementation")
+    masked = attention == "sdpa" and OmegaConf.select(config, f"{model}.use_remove_padding")
+    context = 2 * max(budget, length) if masked else length
+    return tokens * (2 * multiplied + 2 * shape.layers * shape.hidden * context)
+
+
+def _decoding(config: DictConfig, shape: ModelShape, gpu: GPU, memory: MemoryPlan, assumed: Assumptions) -> float:
+    """Seconds. Each decoding step reads the weights, and each token the KV cache of its own sequence.
+
+    What is read of the caches doesn't depend on how many sequences are decoded together; how often the weights are read
+    does.
+    """
     rollout = config.actor_rollout_ref.rollout
     gpus = config.trainer.nnodes * config.trainer.n_gpus_per_node
     parallel = rollout.tensor_model_parallel_size
     share = math.ceil(config.data.train_batch_size * rollout.n * parallel / gpus)
-    longest = config.data.max_prompt_length + config.data.max_response_length
-    context = assumed.prompt_tokens + response / 2
-    held = max(1, int(memory.longest_sequences * longest / context))
+    longest = config.data.max_response_length
+    mean = assumed.response_share * longest
+    square = 2 * mean**2 / (1 + assumed.response_share)
+    context = assumed.prompt_tokens + square / 2 / mean
+    held = max(1, int(memory.longest_sequences * (config.data.max_prompt_length + longest) / context))
     together = min(share, rollout.max_num_seqs, held)
-    cache = together * context * BF16 * 2 * shape.layers * shape.key_value_width
-    read = (BF16 * shape.parameters + cache) / parallel / (gpu.bandwidth * assumed.decoding_share)
-    # The last batch waits for its longest response.
-    waves = share / together
-    return read * (
-        (waves - 1) * response + config.data.max_response_length if waves > 1 else config.data.max_response_length
-    )
+    # All but the last sequences pass through the places at their mean length; the last ones wait for the longest.
+    steps = (share - together) / together * mean + longest
+    cache = share * mean * context * BF16 * 2 * shape.layers * shape.key_value_width
+    reading = (steps * BF16 * shape.parameters + cache) / (gpu.bandwidth * assumed.decoding_share)
+    computing = share * mean * 2 * shape.parameters / (gpu.flops * assumed.training_share)
+    return max(reading, computing) / parallel

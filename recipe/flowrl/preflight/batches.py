@@ -5,7 +5,9 @@ from math import gcd, prod
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.flowrl.errors import UserError
+from recipe.flowrl.common.errors import UserError
+from recipe.flowrl.preflight.separate import is_separate, servers_ranks
+from verl_ext.replay_memory import earlier_of
 
 _TRAIN = "data.train_batch_size"
 _N = "actor_rollout_ref.rollout.n"
@@ -28,7 +30,7 @@ def check_batches(config: DictConfig) -> None:
     n = config.actor_rollout_ref.rollout.n
     if mini > train or train % mini:
         raise UserError(f"{_MINI}={mini} doesn't divide {_TRAIN}={train}: set it to {_nearest(_divisors(train), mini)}")
-    if config.trainer.v1.trainer_mode == "separate_async":
+    if is_separate(config):
         steps = config.trainer.v1.separate_async.parameter_sync_step
         if train != steps * mini:
             raise UserError(
@@ -36,19 +38,23 @@ def check_batches(config: DictConfig) -> None:
                 f"as the mode separate_async wants it: set it to {steps * mini}"
             )
         train = mini  # it takes one mini-batch at a time through all the steps
-    if config.actor_rollout_ref.actor.strategy in ("fsdp", "fsdp2"):
-        _check_ranks(config, ranks, train * n, mini * n)
+    _check_ranks(config, ranks, train * n, mini * n)
+    if config.algorithm.replay.share is not None:
+        _check_replay(config, ranks, train)
 
 
 def _check_rollout_parallelism(config: DictConfig, ranks: int) -> None:
     rollout = config.actor_rollout_ref.rollout
+    where = "trainer.nnodes * trainer.n_gpus_per_node"
+    if is_separate(config):
+        ranks, where = servers_ranks(config), "actor_rollout_ref.rollout.nnodes * its n_gpus_per_node"
     names = ("tensor_model_parallel_size", "data_parallel_size", "pipeline_model_parallel_size")
     size = prod(rollout[name] for name in names)
     if ranks % size:
         given = " * ".join(f"{name}={rollout[name]}" for name in names if rollout[name] > 1)
         raise UserError(
             f"actor_rollout_ref.rollout.{given} doesn't divide the {ranks} ranks "
-            f"(trainer.nnodes * trainer.n_gpus_per_node): set the product to {_nearest(_divisors(ranks), size)}"
+            f"({where}): set the product to {_nearest(_divisors(ranks), size)}"
         )
 
 
@@ -90,6 +96,32 @@ def _check_micro_batches(config: DictConfig, shards: int, per_rank: int, mini_pe
     _check_step(worker, "rollout.log_prob", worker.rollout.log_prob_use_dynamic_bsz, per_rank, tokens)
     if needs_reference(config):
         _check_step(worker, "ref.log_prob", worker.ref.log_prob_use_dynamic_bsz, per_rank, tokens)
+
+
+def _check_replay(config: DictConfig, ranks: int, train: int) -> None:
+    """Some of each mini-batch are replayed, not all; the reference's pass is over the new ones of ``train`` alone."""
+    replay, worker = config.algorithm.replay, config.actor_rollout_ref
+    mini = worker.actor.ppo_mini_batch_size
+    earlier = earlier_of(mini, replay.share)
+    if not 0 < earlier < mini:
+        raise UserError(
+            f"algorithm.replay.share={replay.share}: of a mini-batch of {_MINI}={mini} prompts that is {earlier}: set "
+            f"it so that some are replayed and some are new, or {_MINI} higher"
+        )
+    needed = config.data.train_batch_size // mini * earlier
+    if replay.size < needed:
+        raise UserError(
+            f"algorithm.replay.size={replay.size}: a step replays {needed} groups (algorithm.replay.share="
+            f"{replay.share} of {_TRAIN}={config.data.train_batch_size}): set it to {needed} or more"
+        )
+    new = train // mini * (mini - earlier) * worker.rollout.n
+    replicas = ranks // worker.actor.ulysses_sequence_parallel_size
+    if new % replicas:
+        raise UserError(
+            f"algorithm.replay.share={replay.share}: a step's {new} new sequences don't divide among {replicas} "
+            "data-parallel ranks: choose another share"
+        )
+    _check_step(worker, "ref.log_prob", worker.ref.log_prob_use_dynamic_bsz, new // replicas, 0)
 
 
 def _check_step(worker: DictConfig, prefix: str, dynamic: bool, sequences: int, tokens: int) -> None:

@@ -3,12 +3,17 @@
 import os
 import shutil
 import socket
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.flowrl.errors import UserError
+from recipe.flowrl.common.control_groups import own_groups
+from recipe.flowrl.common.errors import UserError
+from recipe.flowrl.preflight.accelerator import check_driver
+from recipe.flowrl.preflight.separate import servers_ranks
 
 # Measured on 2 cores with models of a few million parameters: 5.5 GB for one rank and its rollout server, 9.4 GB for
 # two ranks and two servers.
@@ -21,8 +26,12 @@ _SERVED_BYTES = 4
 _CLEARLY_TOO_LITTLE = 0.7
 
 _CPUS_PER_RANK = 3  # verl's bundle for a rank
+_CPUS_PER_SERVER_RANK = 2  # and that for one of the rollout's own
 _CPUS_BESIDES = 2  # TransferQueue's controller and storage unit
 _CONNECT_TIMEOUT_S = 2.0
+
+_LONGEST_TMPDIR = 107 - len("/verl-12345678/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+"""Bytes that Linux leaves of a socket's path (sun_path) to the directory of the run's own Ray."""
 
 
 def check_machine(config: DictConfig) -> None:
@@ -32,13 +41,31 @@ def check_machine(config: DictConfig) -> None:
         UserError: something is missing, or in use.
     """
     _check_ray_address(config)
+    _check_temporary_directory()
     check_ray_slots(config)
     _check_dashboard_port(config)
     if config.trainer.device == "cpu":
+        _check_vllm_of_the_cpu()
         check_memory(config)
         _check_shared_memory(config)
     elif config.trainer.device == "cuda":
         _check_gpu(config)
+
+
+def _check_temporary_directory() -> None:
+    """Python would take another directory without a word; Ray ends in a traceback where its path is too long."""
+    given = os.environ.get("TMPDIR")
+    try:
+        directory = tempfile.gettempdir()
+    except FileNotFoundError:
+        raise UserError(f"no directory for temporary files can be written ({given or '/tmp'}): set TMPDIR") from None
+    if given and os.path.abspath(given) != os.path.abspath(directory):
+        raise UserError(f"TMPDIR={given} isn't a directory that can be written: make it, or unset TMPDIR")
+    if (length := len(os.fsencode(directory))) > _LONGEST_TMPDIR:
+        raise UserError(
+            f"TMPDIR={directory} has {length} bytes; the paths of sockets below it are bounded, so that it may have "
+            f"{_LONGEST_TMPDIR}: TMPDIR=/tmp, or a shorter link to it"
+        )
 
 
 def check_memory(config: DictConfig, parameters: int = 0) -> None:
@@ -49,7 +76,8 @@ def check_memory(config: DictConfig, parameters: int = 0) -> None:
     """
     ranks = config.trainer.n_gpus_per_node
     rollout = config.actor_rollout_ref.rollout
-    servers = max(1, ranks // (rollout.tensor_model_parallel_size * rollout.data_parallel_size))
+    serving = servers_ranks(config) or ranks
+    servers = max(1, serving // (rollout.tensor_model_parallel_size * rollout.data_parallel_size))
     need = _FIRST_RANK_BYTES + (ranks - 1) * _RANK_BYTES + (servers - 1) * _SERVER_BYTES
     need += parameters * (_TRAINED_BYTES + _SERVED_BYTES * servers)
     available = available_memory()
@@ -65,7 +93,7 @@ def check_memory(config: DictConfig, parameters: int = 0) -> None:
 def available_memory() -> int:
     """Bytes that this process and its children can still use: the machine's, or less in a container with a limit."""
     available = psutil.virtual_memory().available
-    for group in _control_groups():
+    for group in own_groups():
         try:
             limit = (group / "memory.max").read_text().strip()
             used = int((group / "memory.current").read_text())
@@ -78,21 +106,10 @@ def available_memory() -> int:
     return max(available, 0)
 
 
-def _control_groups() -> list[Path]:
-    """This process's control group (version 2) and those that it is in."""
-    root = Path("/sys/fs/cgroup")
-    try:
-        name = Path("/proc/self/cgroup").read_text().strip().splitlines()[-1].split("::")[-1]
-    except (OSError, IndexError):
-        return []
-    own = root / name.lstrip("/")
-    return [own, *(parent for parent in own.parents if parent.is_relative_to(root))]
-
-
 def _check_shared_memory(config: DictConfig) -> None:
     objects = OmegaConf.select(config, "ray_kwargs.ray_init.object_store_memory") or 0
     bucket = config.actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes * 2**20
-    need = objects + bucket * config.trainer.n_gpus_per_node
+    need = objects + bucket * (servers_ranks(config) or config.trainer.n_gpus_per_node)
     free = shutil.disk_usage("/dev/shm").free
     if free < need:
         raise UserError(
@@ -109,11 +126,13 @@ def check_ray_slots(config: DictConfig) -> None:
     """
     given = OmegaConf.select(config, "ray_kwargs.ray_init.num_cpus")
     ranks = config.trainer.n_gpus_per_node
-    need = _CPUS_PER_RANK * ranks + _CPUS_BESIDES
+    servers = servers_ranks(config)
+    need = _CPUS_PER_RANK * ranks + _CPUS_PER_SERVER_RANK * servers + _CPUS_BESIDES
     if given is not None and given < need:
+        own = f", {_CPUS_PER_SERVER_RANK} a rank of the rollout's own" if servers else ""
         raise UserError(
-            f"ray_kwargs.ray_init.num_cpus={given}: {ranks} rank(s) wait for ever for fewer than {need} slots "
-            f"({_CPUS_PER_RANK} a rank and {_CPUS_BESIDES} besides): set it to {need} or more"
+            f"ray_kwargs.ray_init.num_cpus={given}: {ranks + servers} rank(s) wait for ever for fewer than {need} "
+            f"slots ({_CPUS_PER_RANK} a rank{own} and {_CPUS_BESIDES} besides): set it to {need} or more"
         )
 
 
@@ -154,6 +173,18 @@ def _check_dashboard_port(config: DictConfig) -> None:
             ) from error
 
 
+def _check_vllm_of_the_cpu() -> None:
+    try:
+        found = version("vllm")
+    except PackageNotFoundError:
+        return  # other checks say so
+    if "cpu" not in found:
+        raise UserError(
+            f"trainer.device=cpu, which dryrun=true sets too, needs vLLM's CPU build, and vllm {found} is for GPUs: "
+            "use the CPU environment (make venv), beside the one for GPUs"
+        )
+
+
 def _check_gpu(config: DictConfig) -> None:
     elsewhere = config.trainer.nnodes > 1 or os.environ.get("RAY_ADDRESS") or config.ray_kwargs.ray_init.get("address")
     devices = ("nvidia0", "nvidiactl", "dxg", "kfd")  # NVIDIA, NVIDIA in containers, in WSL, and AMD
@@ -161,3 +192,4 @@ def _check_gpu(config: DictConfig) -> None:
         raise UserError(
             "trainer.device=cuda, but this machine has no GPU: rehearse the run with dryrun=true, or choose cluster=cpu"
         )
+    check_driver()

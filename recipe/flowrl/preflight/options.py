@@ -1,13 +1,17 @@
 """Option values: types and ranges, the algorithm's options, and what a CPU can run."""
 
+from collections.abc import Collection
+
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.flowrl.config import FlowRLConfig
-from recipe.flowrl.errors import UserError
-from recipe.flowrl.preflight.values import RULES, seconds_of
-from recipe.flowrl.prepare import MAKERS
-from recipe.flowrl.rules import guess, show
+from recipe.flowrl.common.errors import UserError
+from recipe.flowrl.common.rules import guess, show
+from recipe.flowrl.config import FlowRLConfig, check_replay, refuse_additions
+from recipe.flowrl.preflight.schema import SEEDED_ROLLOUTS, seconds_of
+from recipe.flowrl.preflight.target import saturation
+from recipe.flowrl.preflight.values import RULES
+from recipe.flowrl.prepare.own_tasks import MAKERS
 
 _ROLLOUT, _ACTOR, _REF = (f"actor_rollout_ref.{part}" for part in ("rollout", "actor", "ref"))
 
@@ -24,7 +28,6 @@ _ON_CPU = {
     f"{_ROLLOUT}.free_cache_engine": (False, "vLLM's sleep mode needs a GPU"),
     f"{_ROLLOUT}.enable_sleep_mode": (False, "vLLM's sleep mode needs a GPU"),
     f"{_ROLLOUT}.full_determinism": (False, "its kernels need Triton"),
-    "actor_rollout_ref.model.use_fused_kernels": (False, "they need a GPU"),
     "ray_kwargs.ray_init.runtime_env.env_vars.VERL_PLATFORM": ("cpu", "cluster=cpu has all that a CPU needs"),
 }
 """Option -> the value it must have where ``trainer.device=cpu``, and why."""
@@ -37,8 +40,12 @@ _LEGACY = {
 """Sections of earlier verl versions, which its V1 trainer ignores -> where their options are now."""
 
 
-def check_options(config: DictConfig) -> list[str]:
+def check_options(config: DictConfig, makers: Collection[str] = tuple(MAKERS)) -> list[str]:
     """Check the options one by one.
+
+    Args:
+        config: of the run, resolved.
+        makers: what ``prepare`` may name.
 
     Returns:
         Warnings.
@@ -51,9 +58,9 @@ def check_options(config: DictConfig) -> list[str]:
         if not rule.accepts(value):
             raise UserError(f"{key}: got {show(value)}; allowed: {rule.allowed}")
     for kind, name in config.prepare.items():
-        if name is not None and name not in MAKERS:
+        if name is not None and name not in makers:
             raise UserError(
-                f"prepare.{kind}={name}: unknown{guess(name, MAKERS)}; the run can make {', '.join(MAKERS)}"
+                f"prepare.{kind}={name}: unknown{guess(name, makers)}; the run can make {', '.join(makers)}"
             )
     if config.slurm.notice_s >= seconds_of(config.slurm.time):
         raise UserError(
@@ -74,14 +81,11 @@ def check_algorithm(config: DictConfig) -> list[str]:
         if override.startswith(("+flowrl", "++flowrl", "flowrl=", "~flowrl")):
             raise UserError(f"{override}: choose FlowRL with algo=flowrl, and set its options with flowrl.NAME=VALUE")
     if config.flowrl is None:
+        check_replay(config.algorithm, None)
         _check_additions(config)
-        return []
-    for key in ("kl_matched_beta", "reference_reset_steps"):
-        if config.algorithm[key] is not None:
-            raise UserError(
-                f"algorithm.{key}={config.algorithm[key]}: for verl's algorithms, not for FlowRL's; unset it"
-            )
-    FlowRLConfig.from_mapping(OmegaConf.to_container(config.flowrl))
+        return _single_rollouts(config)
+    refuse_additions(config.algorithm)
+    check_replay(config.algorithm, FlowRLConfig.from_mapping(OmegaConf.to_container(config.flowrl)))
     estimator = config.algorithm.adv_estimator
     if estimator not in ("grpo", "grpo_vectorized", "raw_reward"):
         raise UserError(
@@ -89,13 +93,46 @@ def check_algorithm(config: DictConfig) -> list[str]:
             "which is grpo, or taken as it is, which is raw_reward; choose another algorithm with algo=NAME"
         )
     warnings = []
-    if config.actor_rollout_ref.rollout.n == 1:
-        warnings.append("actor_rollout_ref.rollout.n=1: FlowRL normalises the reward over a prompt's rollouts; use 4+")
+    if config.actor_rollout_ref.rollout.n == 1 and estimator != "raw_reward":
+        beta = config.flowrl.beta
+        warnings.append(
+            "actor_rollout_ref.rollout.n=1: a prompt's only rollout has nothing to be normalised over, so r_hat is the "
+            f"reward as it is, times flowrl.beta={beta:g}; use 4 or more, or adv_estimator=raw_reward to say so"
+        )
     if config.algorithm.use_kl_in_reward:
         warnings.append("algorithm.use_kl_in_reward=true: FlowRL's objective has the reference policy in it already")
-    if config.actor_rollout_ref.actor.use_kl_loss:
-        warnings.append("actor_rollout_ref.actor.use_kl_loss=true has no effect on FlowRL's objective")
     return warnings
+
+
+def saturated_target(config: DictConfig) -> list[str]:
+    """A line if the run's target is so sharp that its policy would end where a reward maximiser's does.
+
+    No warning: the paper's own values are such.
+    """
+    if config.flowrl is None:
+        return []
+    flowrl = FlowRLConfig.from_mapping(OmegaConf.to_container(config.flowrl))
+    normalised = config.algorithm.adv_estimator != "raw_reward"
+    line = saturation(flowrl, normalised, config.actor_rollout_ref.rollout.n, config.data.max_response_length)
+    return [line] if line else []
+
+
+_ALONE = {
+    **dict.fromkeys(("grpo", "grpo_vectorized", "rloo", "opo"), "the reward as it is"),
+    "gpg": "the reward as it is, scaled",
+    "rloo_vectorized": "0 for every response, so that nothing is learned",
+}
+"""Estimator of verl's that compares a response with the others of its prompt -> its advantage where there are none."""
+
+
+def _single_rollouts(config: DictConfig) -> list[str]:
+    advantage = _ALONE.get(config.algorithm.adv_estimator)
+    if config.actor_rollout_ref.rollout.n != 1 or advantage is None:
+        return []
+    return [
+        f"actor_rollout_ref.rollout.n=1: with no other rollout of its prompt to compare with, a response's advantage "
+        f"(algorithm.adv_estimator={config.algorithm.adv_estimator}) is {advantage}; use 4 or more"
+    ]
 
 
 def _check_additions(config: DictConfig) -> None:
@@ -127,6 +164,11 @@ def _check_contradictions(config: DictConfig) -> None:
         )
     if trainer.val_only and not trainer.val_before_train:
         raise UserError("trainer.val_only=true needs trainer.val_before_train=true: the run would do nothing else")
+    if config.deterministic:
+        needed = {"agent.agent_loop_manager_class": SEEDED_ROLLOUTS, "enable_prefix_caching": False}
+        for name, value in needed.items():
+            if (given := OmegaConf.select(rollout, name)) != value:
+                raise UserError(f"{_ROLLOUT}.{name}={given}: deterministic=true sets it to {value}; leave it out")
     engine = OmegaConf.select(config, f"{_ROLLOUT}.name")  # verl's default is "missing"
     longest = config.data.max_prompt_length + config.data.max_response_length
     for name in ("max_model_len", "max_num_batched_tokens"):
@@ -169,7 +211,9 @@ def _check_cpu(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if value != needed:
             raise UserError(f"{key}={value} doesn't work with trainer.device=cpu ({reason}): set it to {needed}")
-    if config.trainer.v1.trainer_mode == "separate_async":
+    model = config.actor_rollout_ref.model
+    if model.use_fused_kernels and model.fused_kernel_options.impl_backend != "torch":
         raise UserError(
-            "trainer.v1.trainer_mode=separate_async needs GPUs (weights over NCCL): use sync or colocate_async"
+            f"actor_rollout_ref.model.fused_kernel_options.impl_backend={model.fused_kernel_options.impl_backend} "
+            "doesn't work with trainer.device=cpu (its kernels need Triton): set it to torch"
         )

@@ -12,8 +12,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.flowrl.errors import UserError
-from recipe.flowrl.rules import guess
+from recipe.flowrl.common.errors import UserError
+from recipe.flowrl.common.rules import guess
 
 CONFIG_NAME = "flowrl"
 

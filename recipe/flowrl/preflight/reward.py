@@ -1,32 +1,45 @@
 """The reward function: loaded as verl loads it, and called once."""
 
 import asyncio
+import functools
 import importlib
 import importlib.util
 import inspect
+import itertools
 import math
 import numbers
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipe.flowrl.errors import UserError
+from recipe.flowrl.common.errors import UserError
+from recipe.flowrl.tasks.rows import shown
+from verl_ext import graders
 
 _KEY = "reward.custom_reward_function"
 _ANSWER = "The answer is \\boxed{1}."
-_EVALUATES_MODEL_TEXT = "numina_"
-"""verl scores the data sources that begin so with ``prime_math``, which runs ``eval`` on what the model wrote."""
+_MODULES = "ray_kwargs.ray_init.runtime_env.env_vars.VERL_USE_EXTERNAL_MODULES"
+_CALLED, _NAMED = 64, 12
+"""Data sources on whose rows the function is called, and that are listed: a file may call each of its rows another."""
+_WAY_OUT = f"set {_KEY}.path, or choose reward=math_verify, reward=math_dapo or reward=code"
 
 
 def check_reward_source(config: DictConfig) -> None:
-    """Check that the reward function's file exists and is Python, without running it.
+    """Check that the reward function's file exists and is Python, without running it, and that verl's unsafe ones are
+    shut in every process.
 
     Raises:
-        UserError: it doesn't, or isn't.
+        UserError: it doesn't, or isn't, or they aren't.
     """
+    modules = OmegaConf.select(config, _MODULES) or ""
+    if graders.MODULE not in modules.split(","):
+        raise UserError(
+            f"{_MODULES}={modules}: it must name {graders.MODULE} too, which keeps verl's reward functions that run "
+            f"what a model wrote from being imported: set it to {','.join(filter(None, [graders.MODULE, modules]))}"
+        )
     path = config.reward.custom_reward_function.path
     if not path or path.startswith("pkg://"):
         return
@@ -39,32 +52,61 @@ def check_reward_source(config: DictConfig) -> None:
         raise UserError(f"{_KEY}.path: {file} isn't Python: {error}") from error
 
 
-def check_reward(config: DictConfig, rows: list[dict[str, Any]]) -> None:
-    """Call the reward function on an answer to each of ``rows``, as verl's reward manager would.
+def check_reward(
+    config: DictConfig, rows: Mapping[str, tuple[str, Callable[[], dict[str, Any]]]], unseen: str | None
+) -> list[str]:
+    """Check what will score each data source, and call it on an answer to the first row of each, as verl would.
 
     Args:
         config: of the run.
-        rows: training rows, in verl's schema.
+        rows: the place of the first row of each data source, and what reads it, in verl's schema.
+        unseen: data that can't be looked at before the run, if there are any.
+
+    Returns:
+        A line for each reward function: what it is, and the data sources that it scores.
 
     Raises:
-        UserError: it can't be loaded or called, raises, or returns something that is no score.
+        UserError: a data source has no reward function, or one that runs what the model wrote; or the function can't be
+            loaded or called, raises, or returns something that is no score.
     """
-    if config.reward.reward_model.enable or config.reward.reward_manager.source != "register":
-        return  # another manager may call the function otherwise, or not at all
-    function, where = _load(config) if config.reward.custom_reward_function.path else _verls_own(rows)
     options = OmegaConf.select(config, f"{_KEY}.reward_kwargs") or {}
-    for row in rows:
-        arguments = {
-            "data_source": row["data_source"],
-            "solution_str": _ANSWER,
-            "ground_truth": row["reward_model"]["ground_truth"],
-            "extra_info": {**(row.get("extra_info") or {}), "num_turns": 2, "rollout_reward_scores": {}},
-            **options,
-        }
-        _check_score(_call(function, where, arguments), where)
+    if config.reward.custom_reward_function.path:
+        function, where = _load(config)
+        names = dict.fromkeys(rows, where.removeprefix("the reward function "))
+    elif config.reward.reward_model.enable:
+        names = {source: f"the reward model {config.reward.reward_model.model_path}" for source in rows}
+    else:
+        (function, where), options = _verls_own(config), {}
+        names = {source: _verls_choice(config, source, place) for source, (place, _) in rows.items()}
+        if unseen:
+            raise UserError(
+                f"{unseen}: which of verl's own reward functions would score these rows can't be known before the run: "
+                f"{_WAY_OUT}"
+            )
+    # Another manager may call the function otherwise, or not at all.
+    if not config.reward.reward_model.enable and config.reward.reward_manager.source == "register":
+        for source, (place, read) in itertools.islice(rows.items(), _CALLED):
+            row = read()
+            arguments = {
+                "data_source": source,
+                "solution_str": _ANSWER,
+                "ground_truth": row["reward_model"]["ground_truth"],
+                "extra_info": {**(row.get("extra_info") or {}), "num_turns": 2, "rollout_reward_scores": {}},
+                **options,
+            }
+            _check_score(_call(function, where, arguments, place), where)
+    return [
+        _scored_by(name, [source for source in rows if names[source] == name]) for name in dict.fromkeys(names.values())
+    ]
+
+
+def _scored_by(name: str, sources: list[str]) -> str:
+    more = f" and {len(sources) - _NAMED} more" if len(sources) > _NAMED else ""
+    return f"scored by {name}: {', '.join(shown(source[:80]) for source in sorted(sources)[:_NAMED])}{more}"
 
 
 def _load(config: DictConfig) -> tuple[Callable, str]:
+    graders.shut()
     path, name = config.reward.custom_reward_function.path, config.reward.custom_reward_function.name
     try:
         module = _import(path)
@@ -81,24 +123,35 @@ def _import(path: str) -> Any:
     if path.startswith("pkg://"):
         return importlib.import_module(path.removeprefix("pkg://").replace("/", "."))
     spec = importlib.util.spec_from_file_location("custom_reward_function", path.removeprefix("file://"))
+    assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def _verls_own(rows: list[dict[str, Any]]) -> tuple[Callable, str]:
-    for row in rows:
-        if row["data_source"].startswith(_EVALUATES_MODEL_TEXT):
-            raise UserError(
-                f"data_source {row['data_source']!r}: verl's own reward runs eval on the model's text (CVE-2026-6878): "
-                f"set {_KEY}.path"
-            )
+def _verls_own(config: DictConfig) -> tuple[Callable, str]:
     from verl.utils.reward_score import default_compute_score
 
-    return default_compute_score, f"verl's own reward function (set {_KEY}.path to use another)"
+    graders.shut()
+    sandbox = OmegaConf.select(config, "reward.sandbox_fusion.url")
+    function = functools.partial(default_compute_score, sandbox_fusion_url=sandbox)
+    return function, f"verl's own reward function (set {_KEY}.path to use another)"
 
 
-def _call(function: Callable, where: str, arguments: dict[str, Any]) -> Any:
+def _verls_choice(config: DictConfig, source: str, place: str) -> str:
+    """The name of verl's reward function for a data source. Raises UserError if it has none, or it is unsafe."""
+    chosen = graders.verls_choice(source, OmegaConf.select(config, "reward.sandbox_fusion.url"))
+    if chosen is None:
+        raise UserError(
+            f"{place}: verl's own reward function knows no data_source {shown(source)!r} (NotImplementedError): "
+            f"{_WAY_OUT}"
+        )
+    if chosen in graders.SHUT:
+        raise UserError(f"{place}: data_source {shown(source)!r}: verl's {chosen} {graders.SHUT[chosen]}: {_WAY_OUT}")
+    return f"verl's {chosen}"
+
+
+def _call(function: Callable, where: str, arguments: dict[str, Any], place: str) -> Any:
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
@@ -111,8 +164,8 @@ def _call(function: Callable, where: str, arguments: dict[str, Any]) -> Any:
     except UserError:  # of our own functions: says all there is to say
         raise
     except Exception as error:
-        source = arguments["data_source"]
-        raise UserError(f"{where} failed on a row of {source!r}: {_describe(error)}") from error
+        source = shown(arguments["data_source"])
+        raise UserError(f"{where} failed on a row of {source!r} ({place}): {_describe(error)}") from error
 
 
 def _check_score(result: Any, where: str) -> None:

@@ -1,11 +1,9 @@
 """What single options accept: those whose wrong value verl finds late, or never."""
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
-from recipe.flowrl.plan.gpus import GPUS
-from recipe.flowrl.rules import (
+from recipe.flowrl.common.rules import (
     BOOLEAN,
     COUNT,
     COUNT_OR_ZERO,
@@ -17,19 +15,15 @@ from recipe.flowrl.rules import (
     number,
     one_of,
 )
+from recipe.flowrl.preflight import schema
 
 _ROLLOUT, _ACTOR, _REF = (f"actor_rollout_ref.{part}" for part in ("rollout", "actor", "ref"))
 
+_LONGEST_NAME, _LONGEST_PATH = 200, 2000
+"""Bytes. Linux has 255 and 4096; a run appends names of its own."""
+
 _SMALLEST_OBJECT_STORE = 75 * 2**20
 """Ray refuses a smaller one (``OBJECT_STORE_MINIMUM_MEMORY_BYTES``)."""
-JOB_END_S = 60
-"""``TEARDOWN_S`` of slurm/job.sh: of the notice, what is left for a job's end when its step has ended."""
-
-
-def seconds_of(time_limit: Any) -> int | None:
-    """Seconds of ``hours:minutes:seconds``, None if ``time_limit`` isn't that, or is zero."""
-    match = re.fullmatch(r"(\d+):([0-5]\d):([0-5]\d)", str(time_limit))
-    return (int(match[1]) * 3600 + int(match[2]) * 60 + int(match[3]) or None) if match else None
 
 
 def _count_or_minus_one(meaning: str) -> Rule:
@@ -45,8 +39,18 @@ def _parts_of(names: Iterable[str]) -> Rule:
     )
 
 
+def _is_path(value: Any) -> bool:
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        return False
+    path = value.encode(errors="replace")
+    return len(path) <= _LONGEST_PATH and max(map(len, path.split(b"/"))) <= _LONGEST_NAME
+
+
+_PATH = Rule("a path of printable characters, names in it of up to 200 bytes, 2000 in all", _is_path)
+_NAME = Rule("a name of printable characters, up to 200", lambda value: _is_path(value) and len(value) <= _LONGEST_NAME)
 _UNSET = COUNT.or_none("not set")
 _UP_TO_ONE = number("in [0, 1]", lambda value: 0 <= value <= 1)
+_STRATEGY = one_of(("fsdp", "fsdp2"))  # verl's other engines are not extended, and have configurations of their own
 _SHARE = number("in (0, 1]", lambda value: 0 < value <= 1)
 _KL_NAMES = ("kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3")
 _KL = one_of([*_KL_NAMES, *(f"{name}+" for name in _KL_NAMES)])
@@ -54,20 +58,13 @@ _OBJECT_STORE = Rule(
     f"at least {_SMALLEST_OBJECT_STORE} bytes",
     lambda value: COUNT.accepts(value) and value >= _SMALLEST_OBJECT_STORE,
 ).or_none("Ray's default")
-_TIME_LIMIT = Rule("hours:minutes:seconds, such as '24:00:00'", lambda value: seconds_of(value) is not None)
-_NOTICE = Rule(
-    f"a number of seconds above the {JOB_END_S} that the end of a job takes (slurm/job.sh)",
-    lambda value: COUNT.accepts(value) and value > JOB_END_S,
-)
 RULES = {
-    "deterministic": BOOLEAN,
-    "dryrun": BOOLEAN,
-    "stop_deadline": POSITIVE.or_none("none"),
-    "max_skipped_updates": COUNT,
-    "watchdog_s": POSITIVE.or_none("no limit"),
-    "slurm.time": _TIME_LIMIT,
-    "slurm.notice_s": _NOTICE,
-    "slurm.gpu": one_of(GPUS).or_none("submit doesn't ask plan"),
+    **schema.RULES,
+    "run_dir": _PATH,
+    "cache_dir": _PATH,
+    "trainer.default_local_dir": _PATH,
+    "trainer.project_name": _NAME,
+    "trainer.experiment_name": _NAME,
     "trainer.nnodes": COUNT,
     "trainer.n_gpus_per_node": COUNT,
     "trainer.device": one_of(("cpu", "cuda", "npu")),
@@ -105,6 +102,9 @@ RULES = {
     f"{_REF}.log_prob_use_dynamic_bsz": BOOLEAN,
     f"{_REF}.log_prob_micro_batch_size_per_gpu": _UNSET,
     f"{_REF}.log_prob_max_token_len_per_gpu": COUNT,
+    f"{_ACTOR}.strategy": _STRATEGY,
+    f"{_REF}.strategy": _STRATEGY,
+    "critic.strategy": _STRATEGY,
     f"{_ACTOR}.use_dynamic_bsz": BOOLEAN,
     f"{_ACTOR}.ppo_mini_batch_size": COUNT,
     f"{_ACTOR}.ppo_micro_batch_size_per_gpu": _UNSET,
@@ -113,7 +113,7 @@ RULES = {
     f"{_ACTOR}.ulysses_sequence_parallel_size": COUNT,
     f"{_ACTOR}.optim.lr": NOT_NEGATIVE,
     f"{_ACTOR}.optim.weight_decay": NOT_NEGATIVE,
-    f"{_ACTOR}.grad_clip": POSITIVE,
+    f"{_ACTOR}.optim.clip_grad": POSITIVE,
     f"{_ACTOR}.clip_ratio": FRACTION,
     f"{_ACTOR}.optim.lr_scheduler_type": one_of(("constant", "cosine")),
     f"{_ACTOR}.optim.lr_warmup_steps_ratio": _UP_TO_ONE,
@@ -152,8 +152,5 @@ RULES = {
     "ray_kwargs.ray_init.object_store_memory": _OBJECT_STORE,
     "transfer_queue.backend.SimpleStorage.num_data_storage_units": COUNT,
     "algorithm.norm_adv_by_std_in_grpo": BOOLEAN,
-    "algorithm.pass_k": _UNSET,
-    "algorithm.kl_matched_beta": POSITIVE.or_none("not set"),
-    "algorithm.reference_reset_steps": _UNSET,
 }
 """Option -> what it accepts: those whose wrong value verl finds late, or never."""

@@ -6,21 +6,33 @@ other. What differs is printed before, what it went through afterwards.
 
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from recipe.flowrl import preflight, prepare
+from recipe.flowrl import preflight
 from recipe.flowrl.preflight.batches import check_batches
 from recipe.flowrl.preflight.options import check_options
 from recipe.flowrl.preflight.registries import check_registered_names
 from recipe.flowrl.preflight.reward import check_reward_source
+from recipe.flowrl.prepare.own_tasks import MAKERS, Makers
 from recipe.flowrl.rehearsal.inputs import inputs_of
 from recipe.flowrl.rehearsal.table import difference_lines
-from recipe.flowrl.rehearsal.transform import changes, rehearsal_of, settings
+from recipe.flowrl.rehearsal.transform import changes, rehearsal_of, settings, switched_off
 
 EXPORTED = "exported"
 """The model directory that a rehearsal ends with, in its run directory."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A run's rehearsal: its configuration, what it can make for itself, what to tell of it, and the warnings."""
+
+    config: DictConfig
+    makers: Makers
+    account: list[str]
+    warnings: list[str]
 
 
 def rehearse(config: DictConfig) -> None:
@@ -28,26 +40,28 @@ def rehearse(config: DictConfig) -> None:
 
     Raises:
         UserError: the run would be refused, or the rehearsal can't work here.
+        RunFault: rollout and trainer differ.
         RuntimeError: a model that was exported doesn't load.
     """
-    rehearsal, lines = rehearsal_and_account(config)
-    print("\n".join(lines), flush=True)
-    run_dir = Path(rehearsal.run_dir).absolute()
+    rehearsal = rehearsal_and_account(config)
+    print("\n".join(rehearsal.account), flush=True)
+    run_dir = Path(rehearsal.config.run_dir).absolute()
     for name in ("checkpoints", EXPORTED):  # of an earlier rehearsal
         shutil.rmtree(run_dir / name, ignore_errors=True)
 
-    from recipe.flowrl.launch import launch  # after the checks: it imports more than they need
+    from recipe.flowrl.run.launch import launch  # after the checks: it imports more than they need
 
-    launch(rehearsal)
+    launch(rehearsal.config, rehearsal.warnings, rehearsal.makers)
 
-    from recipe.flowrl.rehearsal.aftermath import exercised, export_and_load
+    from recipe.flowrl.rehearsal.aftermath import check_agreement, exercised, export_and_load
 
     parameters = export_and_load(run_dir, run_dir / EXPORTED)
-    print("\n".join(exercised(rehearsal, run_dir, parameters)), flush=True)
+    print("\n".join(exercised(rehearsal.config, run_dir, parameters)), flush=True)
+    check_agreement(rehearsal.config, run_dir)
 
 
-def rehearsal_and_account(config: DictConfig) -> tuple[DictConfig, list[str]]:
-    """The checked configuration of the rehearsal, and what to tell of it. Writes nothing.
+def rehearsal_and_account(config: DictConfig) -> Rehearsal:
+    """The checked rehearsal of the run that ``config`` describes; writes no file.
 
     Raises:
         UserError: the run would be refused, or the rehearsal can't work here.
@@ -58,10 +72,14 @@ def rehearsal_and_account(config: DictConfig) -> tuple[DictConfig, list[str]]:
     check_batches(real)
     check_reward_source(real)
     inputs = inputs_of(real)
-    prepare.MAKERS.update(inputs.makers)
+    makers = {**MAKERS, **inputs.makers}
     set_here = settings(real, inputs)
     rehearsal = rehearsal_of(config, set_here)
-    for warning in dict.fromkeys([*warnings, *preflight.check(rehearsal)]):
+    warnings = list(dict.fromkeys([*warnings, *preflight.check(rehearsal, makers=makers)]))
+    for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     title = f"rehearsal of {real.trainer.project_name}, {real.trainer.experiment_name}:"
-    return rehearsal, [title, *inputs.notes, *difference_lines(changes(config, rehearsal), set_here)]
+    differing = changes(config, rehearsal)
+    lines = [title, *inputs.notes, *difference_lines(differing, set_here)]
+    lines += switched_off(differing) if real.trainer.device != "cpu" else []
+    return Rehearsal(rehearsal, makers, lines, warnings)

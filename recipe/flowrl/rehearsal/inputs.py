@@ -8,31 +8,40 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from recipe.flowrl.errors import UserError
-from recipe.flowrl.plan.model import load_architecture
-from recipe.flowrl.rehearsal.policy import Policy, shrunk
+from recipe.flowrl.common.errors import UserError
+from recipe.flowrl.models.files import architecture_of, directory_of
+from recipe.flowrl.models.shrink import positions_of, shrunk
+from recipe.flowrl.plan.architecture import load_architecture
+from recipe.flowrl.preflight.data_files import check_data
+from recipe.flowrl.rehearsal.policy import Policy
 from recipe.flowrl.rehearsal.sample import Sample
 
 SMALL_BYTES = 20e6
 """Weights of a model that needn't be shrunk."""
+RESPONSE_TOKENS = 64
+"""Of the rehearsal's longest response."""
 
-_DOMAINS = {"pkg://recipe.flowrl.rewards.math": "math", "pkg://recipe.flowrl.rewards.code": "code"}
+_DOMAINS = {"pkg://recipe.flowrl.tasks.math.reward": "math", "pkg://recipe.flowrl.tasks.code.reward": "code"}
 _MADE = {"smollm2_135m": "llama"}
 """``model_type`` of models that the run would make first, if it isn't qwen2."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """``policy``: None where the run's own is small enough; ``sample``: None where the run's data is there."""
+    """``policy``: None where the run's own is small enough; ``sample``: None where the run's data is there.
+
+    ``own_positions``: the context of the run's own small model, 0 where it isn't used or tells none.
+    """
 
     policy: Policy | None
     sample: Sample | None
+    own_positions: int = 0
     notes: tuple[str, ...] = ()
     """What a person should know about them, a line each."""
 
     @property
     def makers(self) -> dict[str, Callable[[Path, Callable[[str], None]], None]]:
-        """Name of the directory in the cache -> makes it, as in :data:`recipe.flowrl.prepare.MAKERS`."""
+        """Name of the directory in the cache -> makes it, as in :data:`recipe.flowrl.prepare.own_tasks.MAKERS`."""
         return {made.name: made.ensure for made in (self.policy, self.sample) if made is not None}
 
 
@@ -45,16 +54,17 @@ def inputs_of(real: DictConfig) -> Inputs:
     Raises:
         UserError: the model isn't known, or data that the command line names isn't there.
     """
+    sample, about_data = _sample(real)  # first: a missing file shows at once, a model after seconds of imports
     policy, about_policy = _policy(real)
-    sample, about_data = _sample(real)
-    return Inputs(policy, sample, (*about_policy, *about_data))
+    own = architecture_of(real.actor_rollout_ref.model.path) if policy is None else None
+    return Inputs(policy, sample, positions_of(own or {}), (*about_policy, *about_data))
 
 
 def _policy(real: DictConfig) -> tuple[Policy | None, list[str]]:
     name = real.actor_rollout_ref.model.path
     if not name:
         raise UserError("actor_rollout_ref.model.path isn't set: give a model's directory, or choose an experiment")
-    directory = _local(name)
+    directory = directory_of(name)
     if directory is not None and 0 < sum(file.stat().st_size for file in directory.glob("*.safetensors")) < SMALL_BYTES:
         return None, [f"model: {name} as it is; it is small"]
     architecture = _architecture(real, name, directory)
@@ -65,22 +75,13 @@ def _policy(real: DictConfig) -> tuple[Policy | None, list[str]]:
         notes.append(f"tokenizer and chat template: of bytes and ChatML; the tokenizer of {name} isn't on this machine")
     else:
         notes.append(f"tokenizer and chat template: the run's own, of {tokenizer}")
-    return Policy(f"rehearsal_{domain}_{Path(name).name}", shrunk(architecture), domain, tokenizer), notes
+    small = shrunk(architecture, least_positions=longest_of(real))
+    return Policy(f"rehearsal_{domain}_{Path(name).name}", small, domain, tokenizer), notes
 
 
-def _local(name: str) -> Path | None:
-    """The model's directory, or its snapshot in the hub's cache."""
-    directory = Path(name).expanduser()
-    if directory.is_dir():
-        return directory
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        cached = try_to_load_from_cache(name, "config.json")
-    except HFValidationError:
-        return None
-    return Path(cached).parent if isinstance(cached, str) else None
+def longest_of(real: DictConfig) -> int:
+    """Tokens of the rehearsal's longest prompt and response."""
+    return real.data.max_prompt_length + min(real.data.max_response_length, RESPONSE_TOKENS)
 
 
 def _architecture(real: DictConfig, name: str, directory: Path | None) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def _architecture(real: DictConfig, name: str, directory: Path | None) -> dict[s
 
 def _tokenizer(real: DictConfig, directory: Path | None) -> Path | None:
     given = real.actor_rollout_ref.model.tokenizer_path
-    directory = _local(given) if given else directory
+    directory = directory_of(given) if given else directory
     has_one = directory is not None and (directory / "tokenizer.json").is_file()
     return directory if has_one else None
 
@@ -100,8 +101,10 @@ def _sample(real: DictConfig) -> tuple[Sample | None, list[str]]:
     files = [*_names(real.data.train_files), *_names(real.data.val_files)]
     missing = [name for name in files if not Path(name).expanduser().is_file()]
     domain = _DOMAINS.get(real.reward.custom_reward_function.path)
-    # The run makes these itself; those that the command line names it would refuse, as the checks do after this.
-    if not missing or real.prepare.data is not None or domain is None or _data_is_given():
+    if missing and _data_is_given():
+        check_data(real)
+    # The run makes these itself.
+    if not missing or real.prepare.data is not None or domain is None:
         return None, [f"data: {real.data.train_files}"]
     return Sample(domain), [f"data: a few problems of our own; {missing[0]} isn't there"]
 

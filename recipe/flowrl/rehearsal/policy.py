@@ -13,18 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipe.flowrl import cache
-from recipe.flowrl.data.manifest import sha256
-from recipe.flowrl.errors import UserError
+from recipe.flowrl.common import cache
+from recipe.flowrl.models import shrink
+from recipe.flowrl.tasks.manifest import sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-VERSION = 1
+VERSION = 2
 """Raised with every change that makes another model; part of the cache's key."""
-
-HIDDEN, HEADS, KEY_VALUE_HEADS, LAYERS, INTERMEDIATE = 64, 2, 1, 2, 128
-"""Heads of 32: the smallest that vLLM's CPU attention has in common with GPUs."""
 
 _OPEN, _PRINT, _CLOSE = "```python\n", "print(", "\n```"
 _HOST = "__import__('os').uname().nodename"
@@ -62,27 +59,13 @@ class Policy:
 
         file = self.tokenizer and self.tokenizer / "tokenizer.json"
         tokens = Tokenizer.from_file(str(file)).get_vocab_size() if file else 512
-        return math.ceil(tokens * HIDDEN * 4 / 2**20)
+        return math.ceil(tokens * shrink.HIDDEN * 4 / 2**20)
 
     def ensure(self, directory: Path, say: Callable[[str], None]) -> None:
         """Make the Hugging Face model directory ``directory`` (a link) unless it is there."""
         own = sha256(self.tokenizer / "tokenizer.json") if self.tokenizer else None
         key = cache.fingerprint(dict(self.architecture), PHRASES[self.domain], own, VERSION)
         cache.ensure(directory, key, partial(_write, self))
-
-
-def shrunk(architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json of the same architecture, with fewer and narrower layers."""
-    smaller = {
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KEY_VALUE_HEADS,
-    }
-    by_layer = ("layer_types", "max_window_layers", "quantization_config", "torch_dtype", "dtype")
-    kept = {name: value for name, value in architecture.items() if name not in by_layer}
-    return {**kept, **smaller, **({"head_dim": HIDDEN // HEADS} if architecture.get("head_dim") else {})}
 
 
 def _write(policy: Policy, directory: Path) -> None:
@@ -103,7 +86,7 @@ def stand_in_tokenizer() -> "PreTrainedTokenizerBase":
     """The byte tokenizer of the Countdown policy, with the pieces of the phrases as tokens."""
     from tokenizers import AddedToken
 
-    from recipe.flowrl.models.tiny_qwen2 import build_tokenizer
+    from recipe.flowrl.tasks.tiny_qwen2 import build_tokenizer
 
     tokenizer = build_tokenizer()
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in _TOKENS])
@@ -117,18 +100,14 @@ def build(architecture: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase")
         UserError: transformers can't build the architecture in this size.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     # Not padded: vLLM masks ids beyond the tokenizer's, the trainer doesn't, and their probabilities would differ.
-    sizes = {"vocab_size": len(tokenizer), "dtype": "float32"}
+    sizes = {name: len(tokenizer) for name in shrink.VOCABULARIES if name == "vocab_size" or architecture.get(name)}
     with torch.random.fork_rng():
         torch.manual_seed(_SEED)
-        try:
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**architecture, **ids, **sizes}))
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(f"a small model of this architecture can't be built for the rehearsal: {reason}") from error
+        model = shrink.build({**architecture, **sizes, **ids}, dtype=torch.float32)
         # Wide against what attention adds, which then changes the probabilities but not the phrases.
         torch.nn.init.normal_(model.get_input_embeddings().weight, std=_EMBEDDING_STD)
     model.generation_config = GenerationConfig(eos_token_id=ids["eos_token_id"], pad_token_id=ids["pad_token_id"])

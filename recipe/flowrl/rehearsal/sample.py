@@ -1,4 +1,6 @@
-"""A few problems of our own in place of the paper's data, prepared as that is (:mod:`recipe.flowrl.prepare_data`).
+"""A few problems of our own in place of the paper's data.
+
+They are prepared as that is, by :mod:`recipe.flowrl.prepare.public_sets`.
 
 The rehearsal's policy is right about some of them: a digit answers the mathematics, and ``print(input())``, a digit or
 the host's name, which is the sandbox's, the programming.
@@ -11,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from recipe.flowrl import cache
-from recipe.flowrl.data import sources
-from recipe.flowrl.data.parquet import prompt_row, write_rows
-from recipe.flowrl.files import write_text
-from recipe.flowrl.prepare_data import prepare
+from recipe.flowrl.common import cache
+from recipe.flowrl.common.files import write_text
+from recipe.flowrl.prepare.public_sets import prepare
+from recipe.flowrl.tasks.parquet import prompt_row, write_rows
+from recipe.flowrl.tasks.public import sources
 
 VERSION = 1
 """Raised with every change that makes other files; part of the cache's key."""

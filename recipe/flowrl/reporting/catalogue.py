@@ -6,9 +6,10 @@ from typing import Literal
 
 import numpy as np
 
+from recipe.flowrl.config import SATURATED
 from recipe.flowrl.reporting import names
 from recipe.flowrl.reporting.figures import Curve, Figure, line_figure, phase_figure, puzzle_figure, resolve
-from recipe.flowrl.reporting.load import Run
+from recipe.flowrl.reporting.run_records import Run
 
 # Phases of a step as verl times them, in the order of a step: label and colour.
 PHASES = {
@@ -27,7 +28,7 @@ PHASES = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A line chart of the report. ``flowrl_only`` ones do not apply to other algorithms and are left out silently."""
+    """A line chart of the report. ``flowrl_only`` ones are left out silently where another algorithm hasn't them."""
 
     key: str
     title: str
@@ -138,8 +139,8 @@ OBJECTIVE = (
     Chart(
         "log-z",
         "log Z",
-        "Learned log-partition function of the prompt, mean over the batch. Rewards have mean 0 within a group, so the "
-        "optimum stays close to 0.",
+        "Log-partition function of the prompt, mean over the batch. With rewards normalised in groups, whose mean is "
+        "0, the optimum stays close to 0; with raw ones it rises with the solve rate.",
         (Curve(names.LOG_Z, "log Z", "violet"),),
         flowrl_only=True,
     ),
@@ -151,6 +152,26 @@ OBJECTIVE = (
             Curve("actor/flowrl/residual_abs", "mean absolute value", "blue"),
             Curve("actor/flowrl/residual", "mean", "orange"),
         ),
+        flowrl_only=True,
+    ),
+    Chart(
+        "sharpness",
+        "Sharpness of the target",
+        "Log of the odds that the best answer of a group gains over its worst in the target distribution: beta and the "
+        "lengths. Above the line a larger beta changes nothing that can be seen (docs/choosing_beta.md).",
+        (Curve(names.TARGET_LOG_ODDS, "log odds", "blue"),),
+        log=True,
+        flowrl_only=True,
+        reference=lambda run: (SATURATED, "saturated"),
+    ),
+    Chart(
+        "reference-share",
+        "What the reference contributes to the gradient",
+        "Mean modulus of the residual's reference term, as a share of it and the reward's. Near 0 the policy is "
+        "trained as a reward maximiser's would be.",
+        (Curve(names.REFERENCE_SHARE, "share", "pink"),),
+        unit="percent",
+        from_zero=True,
         flowrl_only=True,
     ),
     Chart(
@@ -196,12 +217,91 @@ OBJECTIVE = (
     ),
 )
 
+ASYNCHRONY = (
+    Chart(
+        "age",
+        "Age of the data",
+        "Steps by which the oldest weights that drew a part of a response are behind those that are trained.",
+        (
+            Curve(f"{names.AGE}/mean", "mean", "blue"),
+            Curve(f"{names.AGE}/max", "oldest", "grey", peak=True),
+        ),
+        from_zero=True,
+    ),
+    Chart(
+        "lag",
+        "Distance from the policy that drew the data",
+        "Modulus of log π/π_rollout of a response, in nats, before the update on it.",
+        (
+            Curve(f"{names.LAG}/abs_mean", "mean", "blue"),
+            Curve(f"{names.LAG}/abs_max", "largest", "grey", peak=True),
+            Curve("actor/flowrl/log_importance_ratio_abs_max", "π against π_old, largest", "orange", peak=True),
+        ),
+        from_zero=True,
+        advice="Set actor_rollout_ref.rollout.calculate_log_probs=true.",
+    ),
+    Chart(
+        "left-out",
+        "Left out",
+        "Share of responses that algorithm.rollout_correction rejected, or gave no weight; number of prompts that were "
+        "dropped because they were too old.",
+        (
+            Curve("rollout_corr/rollout_rs_seq_masked_fraction", "rejected", "red"),
+            Curve("rollout_corr/rollout_is_oob_ratio", "without weight", "orange"),
+            Curve("training/off_policy/evicted_samples", "dropped prompts", "violet"),
+        ),
+        from_zero=True,
+        advice="Nothing was.",
+    ),
+)
+
+REPLAY = (
+    Chart(
+        "replay-age",
+        "Age of the replayed rollouts",
+        "Steps since the step that trained on them first.",
+        (
+            Curve("replay/age_mean", "mean", "blue"),
+            Curve("replay/age_max", "oldest", "grey", peak=True),
+        ),
+        from_zero=True,
+    ),
+    Chart(
+        "replay-reward",
+        "Reward of the replayed rollouts",
+        "Mean reward of the replayed and of the step's new rollouts.",
+        (Curve("replay/reward", "replayed", "orange"), Curve(names.REWARD, "new", "blue")),
+    ),
+    Chart(
+        "replay-lag",
+        "Distance from the policy that drew the replayed rollouts",
+        "Modulus of log π/π_rollout of a response, in nats, before the update on it.",
+        (
+            Curve("replay/log_ratio_abs_mean", "mean", "blue"),
+            Curve("replay/log_ratio_abs_max", "largest", "grey", peak=True),
+        ),
+        from_zero=True,
+        advice="Set actor_rollout_ref.rollout.calculate_log_probs=true.",
+    ),
+)
+
+IDLE = Chart(
+    "idle",
+    "Idle time",
+    "Share of a step in which the trainer waited for rollouts, and of the time since the last step in which a rollout "
+    "server had no request.",
+    (Curve(names.TRAINER_IDLE, "trainer", "blue"), Curve(names.SERVERS_IDLE, "rollout servers", "orange")),
+    unit="percent",
+    from_zero=True,
+)
+
 POLICY = (
     Chart(
         "probs-diff",
         "Rollout against trainer probabilities",
         "Absolute difference of a token's probability between the rollout engine and the trainer. In float32 it should "
-        "stay below 1e-4; a weight sync that goes wrong shows here first.",
+        "stay below 1e-4; a weight sync that goes wrong shows here first. Asynchronous: only the first step is "
+        "comparable: later data are of earlier weights.",
         (
             Curve(names.PROBS_DIFF_MAX, "maximum", "red", peak=True),
             Curve("training/rollout_probs_diff_mean", "mean", "blue"),
@@ -240,6 +340,14 @@ POLICY = (
             Curve("actor/flowrl/log_partition_grad_norm", "log Z head", "violet", peak=True),
         ),
         log=True,
+    ),
+    Chart(
+        "clipped-updates",
+        "Updates with a clipped gradient",
+        "Share of the updates whose gradient's norm was above the limit: there the limit sets the size of a step.",
+        (Curve(names.CLIPPED, "clipped", "red"),),
+        unit="percent",
+        from_zero=True,
     ),
     Chart(
         "throughput",
@@ -293,18 +401,24 @@ def sections(run: Run) -> list[Section]:
         time.figures.append(phase_figure("phases", "Time per phase", caption, steps, by_label, colors))
     else:
         time.missing.append(f"Time per phase: metrics.jsonl has no {names.STEP_TIME}.")
+    if idle := IDLE.draw(run):
+        time.figures.append(idle)
     learning = _lines("Learning", LEARNING, run)
     objective, policy = _lines(title, OBJECTIVE, run), _lines("Policy", POLICY, run)
-    return [s for s in (learning, diversity, objective, policy, time) if s.figures or s.missing]
+    # None of it is about a synchronous run, whose data are as old as its updates in a step.
+    stale = _lines("Asynchrony", ASYNCHRONY if run.asynchronous else (), run)
+    replay = _lines("Replay", REPLAY if names.REPLAYED in run.metrics else (), run)
+    return [s for s in (learning, diversity, objective, policy, stale, replay, time) if s.figures or s.missing]
 
 
 def _lines(title: str, charts: tuple[Chart, ...], run: Run) -> Section:
     section = Section(title, [], [])
     for chart in charts:
-        if chart.flowrl_only and run.algo != "flowrl":
-            continue
         figure = chart.draw(run)
-        section.figures.append(figure) if figure else section.missing.append(chart.missing)
+        if figure:
+            section.figures.append(figure)
+        elif not chart.flowrl_only or run.algo == "flowrl":
+            section.missing.append(chart.missing)
     return section
 
 

@@ -18,20 +18,11 @@ from rich.console import Console
 from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TaskID
 from rich.text import Text
 
+from recipe.flowrl.common.progress import HEARTBEAT_S, short_duration
+from recipe.flowrl.common.secrets import mask
+from recipe.flowrl.common.terminal import printable
 from recipe.flowrl.reporting import names
-from recipe.flowrl.reporting.events import end_of, follow
-
-HEARTBEAT_S = 10.0
-
-
-def short_duration(seconds: float) -> str:
-    """``7s``, ``2m05s``, ``1h02m``."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole // 60 % 60:02d}m"
+from recipe.flowrl.reporting.events import end_of, follow, is_number
 
 
 class StepClock:
@@ -110,10 +101,10 @@ class _Elapsed(ProgressColumn):
 class RunConsole:
     """Shows a run on ``stream``, from any thread. Close it, or use it in a ``with``, to leave the terminal clean.
 
-    ``now`` is the clock, in seconds since the epoch.
+    ``now`` is the clock of this process; what an event says of a step's time is of the writer's.
     """
 
-    def __init__(self, stream: TextIO, heartbeat_s: float = HEARTBEAT_S, now: Callable[[], float] = time.time):
+    def __init__(self, stream: TextIO, heartbeat_s: float = HEARTBEAT_S, now: Callable[[], float] = time.monotonic):
         self._stream, self._heartbeat_s, self._now = stream, heartbeat_s, now
         self._clock = StepClock()
         self._phases: dict[str, _Phase] = {}
@@ -195,7 +186,8 @@ class RunConsole:
                 self._switch(name)
             case {"event": "step", "step": int(step), "total": int() | None as total, "metrics": dict(metrics)}:
                 self._switch(None)
-                self.step(step, total, metrics, at=event.get("time"))
+                numbers = {name: value for name, value in metrics.items() if is_number(value)}
+                self.step(step, total, numbers, at=event["time"] if is_number(event.get("time")) else None)
             case {"event": "message", "text": str(text)}:
                 self.message(text)
             case {"event": "error", "text": str(text)}:
@@ -276,6 +268,7 @@ class RunConsole:
                         self._print(f"{name} ... {short_duration(now - phase.started)}")
 
     def _print(self, text: str, style: str = "") -> None:
+        text = printable(mask(text))
         with self._lock, _output_may_be_gone():
             if self._live:
                 self._live.console.print(Text(text, style), soft_wrap=True)

@@ -16,6 +16,9 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from recipe.flowrl.common.files import open_own
+from recipe.flowrl.common.foreign import opened
+
 FIRST_PHASE = "starting Ray"
 """The phase with which every launch of a run begins."""
 
@@ -30,20 +33,27 @@ class EventWriter:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not _ends_a_line(self.path):
-            self._append(b"\n")
+        end_line(self.path)
 
     def write(self, event: str, **fields: Any) -> None:
         """Append an event of the kind ``event``; ``fields`` must be JSON, non-finite numbers included."""
         line = json.dumps({"time": time.time(), "event": event} | fields)
-        self._append(line.encode() + b"\n")
+        append(self.path, line.encode() + b"\n")
 
-    def _append(self, data: bytes) -> None:
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, data)
-        finally:
-            os.close(descriptor)
+
+def append(path: Path, data: bytes) -> None:
+    """Append ``data`` to a file by one ``write``."""
+    descriptor = open_own(path, os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, data)
+    finally:
+        os.close(descriptor)
+
+
+def end_line(path: Path) -> None:
+    """Complete the last line of a file whose writer was killed half-way, so that a line can be appended."""
+    if not _ends_a_line(path):
+        append(path, b"\n")
 
 
 def follow(path: str | Path, stop: Event, *, offset: int = 0, poll_s: float = 0.2) -> Iterator[dict[str, Any]]:
@@ -56,7 +66,7 @@ def follow(path: str | Path, stop: Event, *, offset: int = 0, poll_s: float = 0.
     while True:
         stopping = stop.is_set()
         try:
-            with path.open("rb") as file:
+            with opened(path) as file:
                 file.seek(offset)
                 data = file.read()
         except FileNotFoundError:
@@ -81,11 +91,16 @@ def end_of(path: str | Path) -> int:
 def _parse(line: bytes, path: Path) -> dict[str, Any]:
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         event = None
     if isinstance(event, dict) and isinstance(event.get("event"), str):
         return event
     return {"time": time.time(), "event": "message", "text": f"{path}: a line is not an event: {line[:80]!r}"}
+
+
+def is_number(value: Any) -> bool:
+    """Whether ``value``, as JSON has it, is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _ends_a_line(path: Path) -> bool:

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from recipe.flowrl.reporting.load import Metrics, Puzzle, Series
+from recipe.flowrl.reporting.run_records import Metrics, Puzzle, Series
 
 PALETTE = ("blue", "orange", "teal", "violet", "pink", "green", "red", "sky", "brown", "grey")
 _INK = {name: f"#f0{index:02x}0f" for index, name in enumerate((*PALETTE, "axis", "grid", "text"))}

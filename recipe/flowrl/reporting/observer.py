@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from recipe.flowrl.reporting.events import EventWriter
+from recipe.flowrl.reporting.events import EventWriter, append, end_line
 
 
 class RunRecorder:
@@ -19,6 +19,7 @@ class RunRecorder:
         self.total_steps: int | None = None
         self._events = EventWriter(run_dir / "events.jsonl")
         self._metrics_path = run_dir / "metrics.jsonl"
+        end_line(self._metrics_path)
 
     def phase(self, name: str) -> None:
         """A phase has begun; it lasts until the next one begins or a step ends."""
@@ -32,8 +33,8 @@ class RunRecorder:
         """Append the metrics of ``step``, flat, numbers only. Step 0 is the validation before training."""
         numbers = {name: _number(value) for name, value in data.items()}
         numbers = {name: value for name, value in numbers.items() if value is not None}
-        with self._metrics_path.open("a") as file:
-            file.write(json.dumps({"step": step, "time": time.time(), **numbers}) + "\n")
+        line = json.dumps({"step": step, "time": time.time(), **numbers})
+        append(self._metrics_path, line.encode() + b"\n")
         self._events.write("step", step=step, total=self.total_steps, metrics=numbers)
 
 

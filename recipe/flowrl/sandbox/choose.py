@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from recipe.flowrl.errors import UserError
+from recipe.flowrl.common.errors import UserError
 from recipe.flowrl.sandbox import bubblewrap
 from recipe.flowrl.sandbox.fusion import SandboxFusionRunner
 from recipe.flowrl.sandbox.outcome import Limits, Outcome, Runner, SandboxError
@@ -28,9 +28,9 @@ class UnsafeRunner:
             path = Path(directory, "program.py")
             path.write_text(program, errors="replace")
             try:
-                return run_bounded(
-                    [*limited(limits), sys.executable, str(path)], stdin.encode(errors="replace"), limits
-                )
+                command = [*limited(limits), "--", sys.executable, str(path)]
+                ended = run_bounded(command, stdin.encode(errors="replace"), limits)
+                return Outcome(ended.status, ended.stdout)
             except OSError as error:
                 raise SandboxError(f"the program can't be started: {error}") from error
 

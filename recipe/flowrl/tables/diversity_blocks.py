@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from recipe.flowrl.diversity.measures import MEASURES, POPULATIONS
+from recipe.flowrl.diversity.evaluations import POPULATIONS
+from recipe.flowrl.diversity.measures import MEASURES
 from recipe.flowrl.tables.blocks import OURS, PAPER, Block, Row, reference_of
 from recipe.flowrl.tables.numbers import MISSING, Cell, column_title, mean_over_columns
 from recipe.flowrl.tables.protocols import notes_on

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from recipe.flowrl.compare.statistics import RESAMPLES, pass_at_k
+from recipe.flowrl.common.statistics import RESAMPLES, pass_at_k
 
 TITLES = {
     "aime2024": "AIME24",

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from recipe.flowrl.errors import UserError
-from recipe.flowrl.rules import guess
+from recipe.flowrl.common.errors import UserError
 from recipe.flowrl.tables.published import PROTOCOL, PublishedTable
 from recipe.flowrl.tables.systems import System
 
@@ -17,17 +16,6 @@ Owned = list[tuple[object, str]]
 def notes_on(systems: Sequence[System]) -> list[str]:
     """The notes that a comparison of ``systems`` has to carry for what differs."""
     return check(differences(systems), FIELDS, "")
-
-
-def parse_allowed(text: str | None) -> frozenset[str]:
-    """The fields in ``allow=n,temperature`` or ``allow=all``. Raises UserError for an unknown one."""
-    if text is None:
-        return frozenset()
-    names = FIELDS if text == "all" else text.split(",")
-    for name in names:
-        if name not in FIELDS:
-            raise UserError(f"allow={name}: unknown{guess(name, FIELDS)}; all, or some of {','.join(FIELDS)}")
-    return frozenset(names)
 
 
 def differences(systems: Sequence[System], published: PublishedTable | None = None) -> Differences:

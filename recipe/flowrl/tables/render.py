@@ -2,12 +2,18 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 
+from recipe.flowrl.common.terminal import printable
 from recipe.flowrl.tables.blocks import DIFFERENCE, PAPER, Block, Row
 from recipe.flowrl.tables.numbers import Cell
 
 GAP = "–"
+_MARKDOWN = re.compile(
+    r"[\\`*\[\]!|~]|(?<!\w)_|_(?!\w)|^[#>]|^(?:[-+]|\d+[.)])(?=\s)|(?<=http)(?=s?://)|(?<=www)(?=\.)"
+)
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "|", "＝", "＋", "－", "＠")
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--", "β": r"$\beta$", "±": r"$\pm$",
@@ -51,10 +57,10 @@ def markdown(blocks: Sequence[Block]) -> str:
     """All tables, a section each."""
     parts = []
     for block in blocks:
-        titles = [title.replace("|", "\\|") for title in header(block)]
-        lines = [f"## {block.title}", "", _line(titles), _line(["---", *["---:"] * (len(titles) - 1)])]
-        lines += [_line([text.replace("|", "\\|") for text in row]) for row in texts(block)]
-        parts.append("\n".join([*lines, "", *(f"{note}\n" for note in block.notes)]))
+        titles = list(map(markdown_text, header(block)))
+        lines = [f"## {markdown_text(block.title)}", "", _line(titles), _line(["---", *["---:"] * (len(titles) - 1)])]
+        lines += [_line(list(map(markdown_text, row))) for row in texts(block)]
+        parts.append("\n".join([*lines, "", *(f"{markdown_text(note)}\n" for note in block.notes)]))
     return "\n".join(parts)
 
 
@@ -72,7 +78,7 @@ def latex(blocks: Sequence[Block]) -> str:
                 [
                     r"\begin{table}",
                     rf"\caption{{{caption}}}",
-                    rf"\label{{tab:{block.key.replace('_', '-')}}}",
+                    rf"\label{{tab:{_label(block.key)}}}",
                     r"\resizebox{\textwidth}{!}{%",
                     rf"\begin{{tabular}}{{{shape}}}",
                     r"\toprule",
@@ -97,13 +103,34 @@ def csv_text(blocks: Sequence[Block]) -> str:
         for row in block.rows:
             for title, cell in zip(block.columns, row.cells, strict=True):
                 numbers = ["" if n is None else f"{n:.6g}" for n in (cell.value, cell.low, cell.high)]
-                writer.writerow([block.key, row.name, row.source, title, *numbers, " ".join(block.notes)])
+                words = map(csv_cell, (block.key, row.name, row.source, title))
+                writer.writerow([*words, *numbers, csv_cell(" ".join(block.notes))])
     return buffer.getvalue()
 
 
 def escape(text: str) -> str:
-    """``text`` with LaTeX's special characters made harmless."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    """``text`` with LaTeX's special characters made harmless, in one line: a blank one would end an argument."""
+    return "".join(_LATEX.get(character, character) for character in _one_line(text))
+
+
+def markdown_text(text: str) -> str:
+    """``text`` that Markdown shows as it is: no table cell, HTML, link, image, code or emphasis begins in it."""
+    return _MARKDOWN.sub(r"\\\g<0>", _one_line(text).replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def csv_cell(text: str) -> str:
+    """``text`` that a spreadsheet doesn't take for a formula: an apostrophe stands before what begins like one."""
+    text = _one_line(text)
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _label(key: str) -> str:
+    """``key`` as a LaTeX label, in which no special character can be escaped."""
+    return re.sub(r"[^A-Za-z0-9.:]+", "-", key)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(printable(text).split())
 
 
 def _has_sources(block: Block) -> bool:

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from recipe.flowrl.diversity.evaluation import read_evaluation, read_json
-from recipe.flowrl.errors import UserError
-from recipe.flowrl.rules import guess
+from recipe.flowrl.common.errors import UserError
+from recipe.flowrl.diversity.evaluations import read_evaluation, read_json
 
 _CHECKPOINT = re.compile(r"([^/]+)/([^/]+)/checkpoints/global_step_\d+")
 _DIVERSITY_FILE = "diversity.json"
@@ -41,32 +40,26 @@ class System:
         return entry.get("sha256") if isinstance(entry, dict) else entry
 
 
-def parse(arguments: Sequence[str], keys: Sequence[str]) -> tuple[list[System], dict[str, str]]:
-    """Systems and options of a command line.
+def read_systems(arguments: Sequence[str]) -> list[System]:
+    """The systems that ``DIR``, ``NAME=DIR`` and ``GROUP/NAME=DIR`` name.
 
-    A system is ``DIR``, ``NAME=DIR`` or ``GROUP/NAME=DIR``. Without them GROUP and NAME are the experiment and the
-    algorithm of the checkpoint that was evaluated, or else the last two parts of DIR.
+    Without them GROUP and NAME are the experiment and the algorithm of the checkpoint that was evaluated, or else the
+    last two parts of DIR.
 
     Raises:
-        UserError: no system, no such directory, an unknown option, one name twice.
+        UserError: no such directory, or none that an evaluation has written.
     """
     systems: list[System] = []
-    options: dict[str, str] = {}
     for argument in arguments:
-        label, equals, value = argument.partition("=")
-        if equals and label in keys:
-            options[label] = value
-        elif Path(argument).is_dir():
+        label, _, labelled = argument.partition("=")
+        if Path(argument).is_dir():
             systems.append(read_system(Path(argument)))
-        elif equals and Path(value).is_dir():
-            systems.append(read_system(Path(value), label))
+        elif Path(labelled).is_dir() and labelled:
+            systems.append(read_system(Path(labelled), label))
         else:
-            hint = guess(label, keys) if equals else ""
-            raise UserError(f"{argument}: no such directory, and no option{hint}; expected EVAL_DIR or NAME=EVAL_DIR")
-    if not systems:
-        raise UserError("which evaluations? python -m recipe.flowrl.tables EVAL_DIR...")
+            raise UserError(f"{argument}: no such directory; expected EVALUATION or NAME=EVALUATION")
     names = [(system.group, system.name) for system in systems]
-    return [_told_apart(s) if names.count((s.group, s.name)) > 1 else s for s in systems], options
+    return [_disambiguated(s) if names.count((s.group, s.name)) > 1 else s for s in systems]
 
 
 def read_system(directory: Path, label: str = "") -> System:
@@ -81,7 +74,7 @@ def read_system(directory: Path, label: str = "") -> System:
     return System(name, group, directory, evaluation.protocol, evaluation.benchmarks, diversity)
 
 
-def _told_apart(system: System) -> System:
+def _disambiguated(system: System) -> System:
     facts = system.protocol
     return replace(system, suffix=f" (n={facts.get('n')}, T={facts.get('temperature')})")
 

@@ -1,0 +1,53 @@
+"""A training step of the recipe, ``algo=grpo`` through the whole stack, beside one of TRL's GRPO trainer.
+
+``python -m benchmarks.trl``: runs of the two in turn on the same model, prompts, lengths, reference policy and updates.
+Prints a table, and writes ``benchmarks/trl/NAME.json`` with each step, rewards included. TRL gets an environment of its
+own, made on first use.
+"""
+
+import argparse
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.machine import PROJECT, describe
+from benchmarks.rows import Row
+from benchmarks.run import table
+from benchmarks.trl import compare, environment
+from benchmarks.trl.workloads import WORKLOADS
+from recipe.flowrl.common.files import write_json
+from recipe.flowrl.prepare import own_tasks
+from recipe.flowrl.reporting.console import RunConsole
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.trl", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which, by default all: {', '.join(WORKLOADS)}")
+    parser.add_argument("--environment", type=Path, default=PROJECT / "outputs" / "trl_env", help="where TRL's is")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="directory of the JSON files")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(WORKLOADS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(WORKLOADS)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    machine, tables = describe(), dict[str, list[Row]]()
+    with RunConsole(sys.stdout) as console, tempfile.TemporaryDirectory(prefix="flowrl_bench_") as directory:
+        with console.phase("TRL's environment"):
+            python = environment.ensure(options.environment)
+        for name in options.names or WORKLOADS:
+            workload = WORKLOADS[name]
+            own_tasks.ensure(workload.config(), console)
+            (Path(directory) / name).mkdir()
+            result = compare.measure(workload, python, Path(directory) / name, console)
+            write_json(
+                options.out / f"{name}.json", {"benchmark": f"trl/{name}", "machine": machine} | result, indent=1
+            )
+            tables[workload.title] = compare.rows(result)
+    Console().print(table(tables, {}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Checkpoints: which one a run continues from, and how one leaves verl as a Hugging Face model."""

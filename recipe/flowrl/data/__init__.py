@@ -1,1 +1,0 @@
-"""Task generators that write verl's parquet schema."""

@@ -1,0 +1,1 @@
+"""Makes what a run needs before it starts: own tasks and base policies, and public data sets."""

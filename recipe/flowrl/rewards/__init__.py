@@ -1,1 +1,0 @@
-"""Reward functions with verl's ``compute_score`` signature."""

@@ -1,0 +1,1 @@
+"""Countdown: puzzles, their solutions, the reward, and a small base policy."""

@@ -1,0 +1,1 @@
+"""The task of the exact test: every answer can be enumerated, so the target distribution is known."""

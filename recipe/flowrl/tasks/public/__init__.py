@@ -1,0 +1,1 @@
+"""Public data sets in verl's schema, and the overlap between them."""

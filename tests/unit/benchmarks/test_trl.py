@@ -1,0 +1,57 @@
+"""The benchmark beside TRL: what it makes of what it has seen. The runs themselves are no test's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.trl import compare
+from benchmarks.trl.compare import OURS, TRL, Step
+from benchmarks.trl.usage import Usage, watched
+from benchmarks.trl.workloads import WORKLOADS
+
+
+def test_processor_time_is_interpolated_between_looks() -> None:
+    usage = Usage(times=[10.0, 12.0, 14.0], seconds=[1.0, 3.0, 9.0], memory=[5, 7, 6])
+    assert usage.seconds_between(11.0, 13.0) == pytest.approx(4.0)
+    assert usage.seconds_between(0.0, 20.0) == pytest.approx(8.0)
+    assert (usage.peak_between(10.0, 11.0), usage.peak_between(11.0, 14.0)) == (5, 7)
+
+
+def test_what_is_watched_are_processes_below_this_one() -> None:
+    code = "import time\nx = bytearray(50_000_000)\nwhile time.process_time() < 2: pass"
+    with watched() as usage:
+        subprocess.run([sys.executable, "-c", code], check=True)
+    assert usage.seconds[-1] > 1.0
+    assert max(usage.memory) > 50_000_000
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_both_are_asked_for_the_same(name: str) -> None:
+    workload = WORKLOADS[name]
+    config, grpo = workload.config(), workload.of_trl(Path("results"))["grpo"]
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    assert grpo["num_generations"] == rollout.n
+    assert grpo["max_completion_length"] == config.data.max_response_length
+    assert grpo["temperature"] == rollout.temperature
+    assert grpo["learning_rate"] == actor.optim.lr
+    assert grpo["beta"] == actor.kl_loss_coef and actor.use_kl_loss
+    sequences = config.data.train_batch_size * rollout.n
+    assert grpo["per_device_train_batch_size"] * grpo["steps_per_generation"] == sequences
+    updates = grpo["steps_per_generation"] // grpo["gradient_accumulation_steps"]
+    assert updates == config.data.train_batch_size // actor.ppo_mini_batch_size == workload.updates
+    assert grpo["max_steps"] == updates * config.trainer.total_training_steps
+
+
+def test_the_ratio_is_of_steps_after_the_first() -> None:
+    def steps(*seconds: float) -> list[Step]:
+        phases = dict.fromkeys(compare.PHASES, 0.0)
+        return [Step(s, 2 * s, 100, 1, 0.5, phases) for s in seconds]
+
+    summary = compare.summarized({OURS: [steps(99, 2, 4)], TRL: [steps(99, 1, 1)]})
+    assert summary["ratio"]["median"] == 3
+    assert summary[OURS]["seconds"]["median"] == 3
+    assert summary[TRL]["tokens_per_second"]["median"] == 100
