@@ -6,8 +6,10 @@
 import functools
 import importlib
 import logging
+import os
 import socket
 import sys
+import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -260,6 +262,22 @@ def patch_store_address() -> None:
         return make(port=listener.getsockname()[1], master_listen_fd=listener.detach())
 
     rendezvous.TCPStore = store_at_its_host
+
+
+def patch_actor_class_ids() -> None:
+    """Ray: ids of actor classes from the system's random numbers, in the process that the others are forked from.
+
+    ``ray.remote`` of a class, at the import of verl, takes the id from the generator of Ray's C++, which is seeded once
+    a process. Forks of that process would all go on where it stood and give different objects equal ids; a Ray worker
+    dies of that at its start.
+    """
+    import ray.actor
+    from ray._raylet import ActorClassID
+
+    def from_random() -> ActorClassID:
+        return ActorClassID(os.urandom(ActorClassID.size()))
+
+    ray.actor.ActorClassID = types.SimpleNamespace(from_random=from_random)
 
 
 def patch_separate_async_logger() -> None:

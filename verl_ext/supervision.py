@@ -163,8 +163,11 @@ class Supervisor:
         if isinstance(cause, OutOfMemoryError):
             return None  # it says who was ended, and why
         for death in self._deaths if not self._closing else ():
-            own_doing = self._failing_since is not None and death.seen > self._failing_since
-            if isinstance(cause, RayError) or not (own_doing and death.member.kind == ENDED_FIRST):
+            late = self._failing_since is not None and death.seen > self._failing_since
+            own_doing = late and death.member.kind == ENDED_FIRST
+            # Ray's message of an actor's death has a line with its process id.
+            named = isinstance(cause, RayError) and f"\tpid: {death.member.process.pid}\n" in f"{cause}\n"
+            if named or not own_doing:
                 return ProcessDied(str(death))
         return None
 

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_ext.files import write_text
+from verl_ext.patches import patch_actor_class_ids
 from verl_ext.processes import python_path
 
 _SOCKET, _PYTHON = "template.sock", "python"
@@ -108,6 +109,7 @@ def serve(listener: socket.socket, then: Sequence[str], added: dict[str, str]) -
                 request = _receive(connection)
                 if then:
                     os.environ.update(request.environment)
+                    patch_actor_class_ids()
                     added |= _import(then)
                     then = ()
                 pid = os.fork()
@@ -177,6 +179,7 @@ def become(request: Request, added: Mapping[str, str]) -> tuple[types.CodeType, 
     for descriptor, number in zip(high, request.numbers, strict=True):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    os.setpgid(0, 0)  # as who asked: when a worker ends, Ray ends its group
     gc.enable()
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()  # Python's own generator does it by itself

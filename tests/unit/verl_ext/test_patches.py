@@ -6,6 +6,8 @@ import importlib.util
 import inspect
 import logging
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from types import ModuleType
@@ -466,8 +468,34 @@ def test_patched_verl_has_the_same_geometric_mean_loss_in_any_micro_batches() ->
             torch.testing.assert_close(geometric_mean_gradient(core_algos, sizes), whole)
 
 
+DRAWN_IN_TWO_FORKS = """
+import os, sys
+from verl_ext import patches
+if sys.argv[1] == "patched":
+    patches.patch_actor_class_ids()
+import ray
+
+@ray.remote
+class Actor: pass
+
+for _ in range(2):
+    if os.fork() == 0:
+        print(ray.ObjectRef.from_random().hex())
+        break
+    os.wait()
+"""
+
+
+@pytest.mark.parametrize(("ray_is", "different"), [("as it comes", 1), ("patched", 2)])
+def test_forks_of_a_process_with_actor_classes_draw_the_same_ids(ray_is: str, different: int) -> None:
+    command = [sys.executable, "-c", DRAWN_IN_TWO_FORKS, ray_is]
+    drawn = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    assert len(drawn) == 2 and len(set(drawn)) == different
+
+
 def test_every_patch_is_tested_here() -> None:
     assert {name for name in vars(patches) if name.startswith("patch_")} == {
+        "patch_actor_class_ids",
         "patch_fused_forward",
         "patch_fused_head_sharding",
         "patch_geometric_mean_loss",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 
 from verl_ext import supervision
@@ -54,6 +55,14 @@ class Watched:
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervision, "POLL_S", 0.05)
     monkeypatch.setattr(supervision, "FAILING_GRACE_S", 1.0)
+
+
+def died(pid: int) -> ActorDiedError:
+    """What Ray raises after the death of an actor in this process."""
+    context = ActorDiedErrorContext(
+        class_name="Actor", actor_id=bytes(16), pid=pid, node_ip_address="127.0.0.1", error_message="it is dead"
+    )
+    return ActorDiedError(context)
 
 
 def kill(process: subprocess.Popen, reap: bool = True) -> None:
@@ -203,14 +212,15 @@ def test_a_run_that_is_done_ends_its_own_processes(start: Start) -> None:
 
 
 def test_a_run_that_fails_ends_its_data_queue_first(start: Start) -> None:
-    """That is no cause, unless the error is Ray's; a run that then doesn't end is ended."""
+    """That is no cause, unless Ray's error names the process; a run that then doesn't end is ended."""
     storage, watched = start("ray::SimpleStorageUnit"), Watched()
     with watched.supervisor.watching():
         time.sleep(0.2)
         watched.supervisor.failing(time.time())
         kill(storage)
         assert watched.supervisor.fault_behind(ValueError("its own error")) is None
-        assert "SimpleStorageUnit" in str(watched.supervisor.fault_behind(ActorDiedError()))
+        assert watched.supervisor.fault_behind(died(storage.pid + 1)) is None, "of another process"
+        assert "SimpleStorageUnit" in str(watched.supervisor.fault_behind(died(storage.pid)))
         assert watched.supervisor.fault_behind(OutOfMemoryError("the node was low on memory")) is None
         assert not watched.faults
         assert watched.called.wait(5)

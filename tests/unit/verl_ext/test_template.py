@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from recipe.flowrl.common.project import PROJECT
+from recipe.flowrl.run.launch import WITH_RAY
 from verl_ext.processes import runs
 from verl_ext.template import Template
 
@@ -60,6 +61,23 @@ def test_forks_draw_numbers_of_their_own(template: Template) -> None:
     code = "import random, numpy; print(random.random(), numpy.random.rand())"
     drawn = [run(template, "-c", code).stdout.split() for _ in range(2)]
     assert not set(drawn[0]) & set(drawn[1])
+
+
+def test_a_fork_leads_a_process_group_of_its_own(template: Template) -> None:
+    """Ray ends the group of a worker that has ended; the other forks aren't to be in it."""
+    assert run(template, "-c", "import os; print(os.getpgrp() == os.getpid())").stdout == "True\n"
+
+
+def test_forks_of_a_template_with_ray_draw_ids_of_their_own(tmp_path: Path) -> None:
+    """Of Ray's own generators, one a thread; with all that a run's template imports."""
+    template = Template(tmp_path, [], WITH_RAY)
+    template.wait()
+    draw = "drawn.append(str(ray.ObjectRef.from_random()))"
+    code = f"import ray, threading; drawn = []; {draw}; t = threading.Thread(target=lambda: {draw}); "
+    code += "t.start(); t.join(); print(*drawn)"
+    drawn = [run(template, "-c", code).stdout.split()[-2:] for _ in range(2)]
+    psutil.Process(template.pid).kill()
+    assert len({*drawn[0], *drawn[1]}) == 4
 
 
 def test_an_exception_is_told_and_the_status_is_pythons(template: Template) -> None:

@@ -284,7 +284,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_megabyte_takes_less_than_a_second(kind: str) -> None:
+def test_a_megabyte_takes_no_time_that_grows_with_its_square(kind: str) -> None:
     started = time.thread_time()
     last_program(HOSTILE[kind])
-    assert time.thread_time() - started < 1.0
+    assert time.thread_time() - started < 10, "0.1 s, and a garbage collection of the tests' process; squared, minutes"

@@ -149,7 +149,7 @@ def test_solutions_are_accepted(solution: str) -> None:
 def test_anything_else_is_wrong_and_costs_little(answer: str) -> None:
     started = time.perf_counter()
     assert score(answer) == {"score": 0.0, "acc": 0.0, "solution": "", "n_solutions": 30}
-    assert time.perf_counter() - started < 2
+    assert time.perf_counter() - started < 10
 
 
 def test_a_broken_ground_truth_is_an_error() -> None:
