@@ -55,7 +55,7 @@ def _step(algo: str, task: Task, inputs: Any) -> dict[str, Any]:
     config = compose_run(["experiment=countdown_cpu", f"algo={algo}", model, *OVERRIDES])
     trainer = Trainer(config, task)
     torch.manual_seed(11)
-    batch = trainer._draw(config.data.train_batch_size)
+    batch, _ = trainer._with_earlier(trainer._draw(config.data.train_batch_size))
     trainer._prepare(batch)
     worker = _worker(config, trainer, inputs)
     modules = _modules(trainer, worker)
