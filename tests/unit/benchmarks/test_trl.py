@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.steps import PHASES, Step
 from benchmarks.trl import compare
-from benchmarks.trl.compare import OURS, TRL, Step
-from benchmarks.trl.usage import Usage, watched
+from benchmarks.trl.compare import OURS, TRL
 from benchmarks.trl.workloads import WORKLOADS
+from benchmarks.usage import Usage, watched
 
 
 def test_processor_time_is_interpolated_between_looks() -> None:
@@ -48,10 +49,10 @@ def test_both_are_asked_for_the_same(name: str) -> None:
 
 def test_the_ratio_is_of_steps_after_the_first() -> None:
     def steps(*seconds: float) -> list[Step]:
-        phases = dict.fromkeys(compare.PHASES, 0.0)
+        phases = dict.fromkeys(PHASES, 0.0)
         return [Step(s, 2 * s, 100, 1, 0.5, phases) for s in seconds]
 
-    summary = compare.summarized({OURS: [steps(99, 2, 4)], TRL: [steps(99, 1, 1)]})
+    summary = compare.compared({OURS: [steps(99, 2, 4)], TRL: [steps(99, 1, 1)]})
     assert summary["ratio"]["median"] == 3
     assert summary[OURS]["seconds"]["median"] == 3
     assert summary[TRL]["tokens_per_second"]["median"] == 100

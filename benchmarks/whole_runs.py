@@ -1,0 +1,179 @@
+"""Whole runs of ``experiment=countdown_cpu`` that differ in one thing, in turn: ``python -m benchmarks.whole_runs``.
+
+- ``algorithms``: what FlowRL costs beside GRPO with a KL loss, in time and memory of a step. The weights stay, so that
+  both do the same work.
+- ``threads``: one or two threads a process.
+- ``modes``: who waits for whom (docs/async.md), and what is learned by when; draws ``docs/images/modes.png``.
+
+Prints a table and writes ``benchmarks/whole_runs/NAME.json``. For a machine on which nothing else runs.
+"""
+
+import argparse
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from benchmarks import steps
+from benchmarks.configuration import compose
+from benchmarks.machine import PROJECT, describe
+from benchmarks.rows import Row, ratio_row
+from benchmarks.run import table
+from benchmarks.startup import OVERRIDES
+from benchmarks.stats import paired_ratio
+from benchmarks.steps import Step, run_steps
+from recipe.flowrl.common.files import replacing, write_json
+from recipe.flowrl.prepare import own_tasks
+from recipe.flowrl.reporting.console import RunConsole
+
+WARM_UP_STEPS = 2
+PICTURE = PROJECT / "docs" / "images" / "modes.png"
+SMOOTHED_OVER = 5
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs that are compared.
+
+    Attributes:
+        variants: name -> overrides; ratios are those to the first.
+        common: overrides of all.
+        steps: of a run.
+        rounds: runs of each; every second round is in the opposite order.
+        largest: the goal for the ratios of time and memory.
+    """
+
+    variants: dict[str, list[str]]
+    common: list[str]
+    steps: int
+    rounds: int
+    largest: float | None = None
+
+    def overrides(self, variant: str) -> list[str]:
+        """All of a run's."""
+        total = f"trainer.total_training_steps={self.steps}"
+        return ["experiment=countdown_cpu", *OVERRIDES, *self.common, *self.variants[variant], total]
+
+
+_THREADS = "ray_kwargs.ray_init.runtime_env.env_vars.OMP_NUM_THREADS"
+COMPARISONS = {
+    "algorithms": Comparison(
+        {"GRPO with KL": ["algo=grpo"], "FlowRL": ["algo=flowrl"]},
+        ["actor_rollout_ref.actor.optim.lr=1e-12", "data.seed=1"],
+        steps=16,
+        rounds=4,
+        largest=1.01,
+    ),
+    "threads": Comparison(
+        {"1 thread": [f'{_THREADS}="1"'], "2 threads": [f'{_THREADS}="2"']}, ["algo=flowrl"], steps=16, rounds=2
+    ),
+    "modes": Comparison(
+        {
+            "sync": ["mode=sync"],
+            "colocate_async": ["trainer.v1.trainer_mode=colocate_async"],
+            "async": ["mode=async"],
+        },
+        ["algo=flowrl_plus"],
+        steps=60,
+        rounds=2,
+    ),
+}
+
+
+def measure(name: str, directory: Path, console: RunConsole) -> dict[str, Any]:
+    """Returns ``settings``, ``summary`` and ``samples``, all JSON; seconds, bytes."""
+    comparison = COMPARISONS[name]
+    runs: dict[str, list[list[Step]]] = {variant: [] for variant in comparison.variants}
+    own_tasks.ensure(compose(*comparison.overrides(next(iter(runs)))), console)
+    for number in range(comparison.rounds):
+        for variant in list(runs)[:: 1 if number % 2 == 0 else -1]:
+            with console.phase(f"{name}: {variant}, run {number + 1} of {comparison.rounds}"):
+                runs[variant].append(run_steps(comparison.overrides(variant), directory / f"{variant}_{number}"))
+    return {
+        "settings": asdict(comparison),
+        "summary": compared(runs),
+        "samples": {variant: [list(map(asdict, run)) for run in of_it] for variant, of_it in runs.items()},
+    }
+
+
+def compared(runs: dict[str, list[list[Step]]]) -> dict[str, Any]:
+    """Of each variant: medians over the steps but the first of each run, and the ratios to the first, step by step."""
+    warm = {variant: [step for run in of_it for step in run[WARM_UP_STEPS:]] for variant, of_it in runs.items()}
+    first, *others = warm
+
+    def ratio(variant: str, quantity: str) -> dict[str, Any]:
+        return asdict(paired_ratio(*([getattr(step, quantity) for step in warm[name]] for name in (variant, first))))
+
+    return {
+        "variants": {variant: steps.summarized(of_it) for variant, of_it in warm.items()},
+        "ratios": {
+            variant: {quantity: ratio(variant, quantity) for quantity in ("seconds", "cpu_seconds", "peak_bytes")}
+            for variant in others
+        },
+    }
+
+
+def rows(result: dict[str, Any]) -> list[Row]:
+    """The table's lines."""
+    summary, largest = result["summary"], result["settings"]["largest"]
+    first = next(iter(summary["variants"]))
+    lines = [
+        ratio_row(f"{variant} / {first}: {quantity}", ratio, None if quantity == "cpu_seconds" else largest)
+        for variant, ratios in summary["ratios"].items()
+        for quantity, ratio in ratios.items()
+    ]
+    return lines + [row for variant, of_it in summary["variants"].items() for row in steps.rows(variant, of_it)]
+
+
+def picture(samples: dict[str, list[list[dict[str, Any]]]]) -> Figure:
+    """Mean reward of the rollouts, a moving average, by step and by the time since the first rollout began."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    by_step, by_time = figure.subplots(1, 2, sharey=True)
+    for number, (variant, runs) in enumerate(samples.items()):
+        for place, run in enumerate(runs):
+            style = {"color": f"C{number}", "label": variant if place == 0 else None, "alpha": 0.85}
+            rewards = [step["reward"] for step in run]
+            smooth = [
+                sum(part) / len(part)
+                for part in (rewards[max(0, end - SMOOTHED_OVER) : end] for end in range(1, len(rewards) + 1))
+            ]
+            by_step.plot(range(1, len(run) + 1), smooth, **style)
+            by_time.plot(list(accumulate(step["seconds"] for step in run)), smooth, **style)
+    by_step.set(xlabel="step", ylabel=f"mean reward of the rollouts,\naverage over {SMOOTHED_OVER} steps")
+    by_time.set(xlabel="seconds since the first rollout began")
+    by_step.legend(frameon=False)
+    for axes in (by_step, by_time):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.whole_runs", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which, by default all: {', '.join(COMPARISONS)}")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - set(COMPARISONS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(COMPARISONS)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    machine, tables = describe(), dict[str, list[Row]]()
+    with RunConsole(sys.stdout) as console, tempfile.TemporaryDirectory(prefix="flowrl_bench_") as directory:
+        for name in options.names or COMPARISONS:
+            result = measure(name, Path(directory) / name, console)
+            out = Path(__file__).parent / "whole_runs" / f"{name}.json"
+            write_json(out, {"benchmark": f"whole_runs/{name}", "machine": machine} | result, indent=1)
+            tables[name] = rows(result)
+            if name == "modes":
+                with replacing(PICTURE) as temporary:
+                    picture(result["samples"]).savefig(temporary, format="png", dpi=130, metadata={"Software": None})
+    Console().print(table(tables, {}))
+
+
+if __name__ == "__main__":
+    main()

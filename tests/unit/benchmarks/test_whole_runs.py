@@ -1,0 +1,37 @@
+"""Whole runs side by side: what is made of what was seen. The runs themselves are no test's."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+
+from benchmarks.configuration import compose
+from benchmarks.steps import PHASES, Step
+from benchmarks.whole_runs import COMPARISONS, WARM_UP_STEPS, compared, picture, rows
+
+
+def run(*seconds: float, memory: int = 1) -> list[Step]:
+    return [Step(s, 2 * s, 100, memory, 0.5, dict.fromkeys(PHASES, 0.0)) for s in (*[99.0] * WARM_UP_STEPS, *seconds)]
+
+
+@pytest.mark.parametrize(("name", "variant"), [(name, v) for name, c in COMPARISONS.items() for v in c.variants])
+def test_each_is_a_run_of_its_own(name: str, variant: str) -> None:
+    comparison = COMPARISONS[name]
+    others = [comparison.overrides(other) for other in comparison.variants if other != variant]
+    assert all(compose(*comparison.overrides(variant)) != compose(*other) for other in others)
+
+
+def test_ratios_are_those_to_the_first_variant_of_steps_after_the_first() -> None:
+    summary = compared({"a": [run(1, 2)], "b": [run(3, 6, memory=2)]})
+    assert summary["ratios"]["b"]["seconds"]["median"] == 3
+    assert summary["ratios"]["b"]["peak_bytes"]["median"] == 2
+    assert summary["variants"]["a"]["seconds"]["median"] == 1.5
+    told = {row.name: row for row in rows({"summary": summary, "settings": {"largest": 2.5}})}
+    assert told["b / a: seconds"].met is False and told["b / a: peak_bytes"].met
+    assert told["b / a: cpu_seconds"].met is None
+
+
+def test_the_picture_has_a_line_a_run() -> None:
+    samples = {name: [list(map(asdict, run(1, 2)))] * 2 for name in ("sync", "async")}
+    assert [len(axes.lines) for axes in picture(samples).axes] == [4, 4]
