@@ -5,9 +5,11 @@ interpreter and its libraries hold doesn't.
 """
 
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from verl.utils import tensordict_utils as tu
 
 from benchmarks.configuration import compose
 from benchmarks.update_child import be_the_only_rank, overrides
@@ -29,9 +31,9 @@ def measure(argument: dict[str, Any]) -> dict[str, Any]:
         argument: ``workload``, its fields; ``model``, its directory; ``overrides`` of the configuration beside it.
 
     Returns:
-        Bytes: ``measured``, the largest sum of parameters, optimizer and allocations during an update; ``planned``, by
-        part, at the ``moment`` of an update that takes most; ``resident``, parameters and optimizer before it. And the
-        ``tokens`` of the micro-batch.
+        Bytes, of the phases ``update`` and ``log-probs``: ``measured``, the largest sum of parameters, optimizer and
+        allocations; ``planned``, by part, of an update at the ``moment`` that takes most. ``resident``: parameters and
+        optimizer between them. And the ``tokens`` of the micro-batch.
     """
     be_the_only_rank()
     workload = Workload(**argument["workload"])
@@ -39,6 +41,8 @@ def measure(argument: dict[str, Any]) -> dict[str, Any]:
     one_micro_batch = [
         "actor_rollout_ref.actor.use_dynamic_bsz=true",
         f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={tokens}",
+        f"actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu={tokens}",
+        f"actor_rollout_ref.ref.log_prob_max_token_len_per_gpu={tokens}",
     ]
     config = compose(
         *overrides("flowrl", workload, argument["model"]), *AS_ON_GPUS, *one_micro_batch, *argument["overrides"]
@@ -47,8 +51,12 @@ def measure(argument: dict[str, Any]) -> dict[str, Any]:
     worker.update_actor(make_batch(workload))  # makes the optimizer's state, which a first step doesn't have yet
     resident = _resident_bytes(worker)
     moment, planned = _planned(config)
+    batch, read = make_batch(workload), tu.assign_non_tensor(make_batch(workload), compute_loss=False)
     return {
-        "measured": resident + _peak_of_update(worker, workload),
+        "measured": {
+            "update": resident + _peak_of(lambda: worker.update_actor(batch)),
+            "log-probs": resident + _peak_of(lambda: worker.compute_log_prob(read)),
+        },
         "resident": resident,
         "planned": planned,
         "moment": moment,
@@ -64,14 +72,15 @@ def _worker(config: Any) -> Any:
     return worker
 
 
-def _planned(config: Any) -> tuple[str, dict[str, float]]:
+def _planned(config: Any) -> tuple[str, dict[str, dict[str, float]]]:
     from recipe.flowrl.common.gpus import GPUS
     from recipe.flowrl.plan.architecture import load_architecture, shape_of
     from recipe.flowrl.plan.memory import plan_memory
 
     shape = shape_of(load_architecture(config.actor_rollout_ref.model.path), config.flowrl)
     plan = plan_memory(config, shape, GPUS["h100_80gb"])
-    return plan.worst_moment, plan.resident | plan.update[plan.worst_moment]
+    phases = {"update": plan.update[plan.worst_moment], "log-probs": plan.log_probs}
+    return plan.worst_moment, {phase: plan.resident | parts for phase, parts in phases.items()}
 
 
 def _resident_bytes(worker: Any) -> int:
@@ -83,12 +92,11 @@ def _resident_bytes(worker: Any) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in local)
 
 
-def _peak_of_update(worker: Any, workload: Workload) -> int:
-    """Bytes: the most that an update has allocated and not yet freed."""
-    batch = make_batch(workload)
+def _peak_of(work: Callable[[], Any]) -> int:
+    """Bytes: the most that ``work`` has allocated and not yet freed."""
     gc.collect()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        worker.update_actor(batch)
+        work()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):

@@ -69,7 +69,7 @@ def committed(name: str, directory: Path = PROJECT / "benchmarks") -> dict[str, 
         return {}
     try:
         return {row.name: row.value for row in ROWS[name](json.loads(shown.stdout))}
-    except (KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError):
         return {}  # of a version that measured something else
 
 

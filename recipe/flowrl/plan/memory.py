@@ -17,6 +17,8 @@ _LOGIT = 3 * FP32
 _FUSED_LOGIT, _FUSED_CHUNK = 5 * FP32, 512
 """With fused kernels: logits, softmax, one-hot labels, their difference and its product with the gradient, of so many
 tokens at once (``FusedLinearForPPO``, verl's ``impl_backend: torch``)."""
+_LOGIT_READ, _FUSED_LOGIT_READ = 2 * FP32, 3 * FP32
+"""Without gradients: logits and softmax; with fused kernels the product of the two, for the entropy, as well."""
 
 
 @dataclass(frozen=True)
@@ -226,8 +228,7 @@ def _log_probs(config: DictConfig, shape: ModelShape) -> dict[str, float]:
         for section in passes
     )
     fused = worker.model.use_fused_kernels
-    # Without gradients no third copy of the logits.
-    logits = min(tokens, _FUSED_CHUNK) * _FUSED_LOGIT if fused else tokens * (_LOGIT - FP32)
+    logits = min(tokens, _FUSED_CHUNK) * _FUSED_LOGIT_READ if fused else tokens * _LOGIT_READ
     return {
         "activations of a block": _block(shape, tokens),
         "gathered weights": BF16 * (shape.embedding_parameters + 2 * shape.largest_block_parameters),
