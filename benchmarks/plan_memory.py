@@ -1,9 +1,8 @@
 """``plan``'s bytes of an update and of a log-prob pass against those that the allocator gave to one.
 
-Real ones of verl's FSDP2 engine with FlowRL's head on one CPU rank, in bfloat16 with packed sequences and AdamW over all
-tensors at once, as on GPUs. Of an update the worst moment is compared, parameters and optimizer included; not compared:
-vLLM, CUDA's and NCCL's own memory, and how the shards divide among ranks, which a unit test compares with FSDP2's on 8
-and 32 fake ranks.
+Those of verl's FSDP2 engine with FlowRL's head on one CPU rank, in bfloat16 with packed sequences and AdamW over all
+tensors at once, as on GPUs. Parameters and optimizer count; vLLM, CUDA's and NCCL's own memory don't, and neither does
+how the shards divide among ranks, which a unit test compares with FSDP2's on 8 and 32 fake ranks.
 """
 
 import tempfile

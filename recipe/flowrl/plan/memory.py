@@ -213,7 +213,7 @@ def _moments(
 
 
 def _log_probs(config: DictConfig, shape: ModelShape) -> dict[str, float]:
-    """Of the larger of the two passes, the old policy's and the reference's. One block's activations at a time."""
+    """Of the larger of the two passes, the old policy's and the reference's, at the moment that takes most."""
     worker = config.actor_rollout_ref
     ulysses = worker.actor.ulysses_sequence_parallel_size
     passes = [worker.rollout, worker.ref] if needs_reference(config) else [worker.rollout]
@@ -229,11 +229,15 @@ def _log_probs(config: DictConfig, shape: ModelShape) -> dict[str, float]:
     )
     fused = worker.model.use_fused_kernels
     logits = min(tokens, _FUSED_CHUNK) * _FUSED_LOGIT_READ if fused else tokens * _LOGIT_READ
-    return {
-        "activations of a block": _block(shape, tokens),
-        "gathered weights": BF16 * (shape.embedding_parameters + 2 * shape.largest_block_parameters),
-        "logits": logits * shape.vocabulary,
+    outer = BF16 * shape.embedding_parameters
+    moments = {
+        "in a block": {
+            "activations of a block": _block(shape, tokens),
+            "gathered weights": outer + 2 * BF16 * shape.largest_block_parameters,
+        },
+        "at the end": {"gathered weights": outer, "logits": logits * shape.vocabulary},
     }
+    return moments[worst(moments)]
 
 
 def _rollout(config: DictConfig, shape: ModelShape, gpu: GPU) -> tuple[dict[str, float], int]:
