@@ -68,11 +68,11 @@ COMPARISONS = {
         {"GRPO with KL": ["algo=grpo"], "FlowRL": ["algo=flowrl"]},
         ["actor_rollout_ref.actor.optim.lr=1e-12", "data.seed=1"],
         steps=16,
-        rounds=4,
+        rounds=2,
         largest=1.01,
     ),
     "threads": Comparison(
-        {"1 thread": [f'{_THREADS}="1"'], "2 threads": [f'{_THREADS}="2"']}, ["algo=flowrl"], steps=16, rounds=2
+        {"1 thread": [f'{_THREADS}="1"'], "2 threads": [f'{_THREADS}="2"']}, ["algo=flowrl"], steps=12, rounds=2
     ),
     "modes": Comparison(
         {
@@ -81,8 +81,8 @@ COMPARISONS = {
             "async": ["mode=async"],
         },
         ["algo=flowrl_plus"],
-        steps=60,
-        rounds=2,
+        steps=40,
+        rounds=1,
     ),
 }
 
