@@ -68,7 +68,7 @@ def steps_between(moments: Sequence[float], told: Sequence[dict[str, Any]], usag
             peak_bytes=usage.peak_between(begin, end),
             **of_step,
         )
-        for begin, end, of_step in zip(moments, moments[1:], told, strict=True)
+        for begin, end, of_step in zip(moments[:-1], moments[1:], told, strict=True)
     ]
 
 

@@ -66,7 +66,7 @@ def _trl(workload: Workload, python: Path, directory: Path) -> list[Step]:
     found = json.loads(results.read_text())
     moments = [step["begin"] for step in found["steps"]] + [found["end"]]
     told = []
-    for step, begin, end in zip(found["steps"], moments, moments[1:], strict=True):
+    for step, begin, end in zip(found["steps"], moments[:-1], moments[1:], strict=True):
         before_update = step["phases"].pop("before_update")
         phases = dict.fromkeys(PHASES, 0.0) | step["phases"] | {"update_actor": end - begin - before_update}
         told.append({"tokens": step["tokens"], "reward": step["reward"], "phases": phases})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.steps import PHASES, Step
+from benchmarks.steps import PHASES, Step, steps_between
 from benchmarks.trl import compare
 from benchmarks.trl.compare import OURS, TRL
 from benchmarks.trl.workloads import WORKLOADS
@@ -28,6 +28,13 @@ def test_what_is_watched_are_processes_below_this_one() -> None:
         subprocess.run([sys.executable, "-c", code], check=True)
     assert usage.seconds[-1] > 1.0
     assert max(usage.memory) > 50_000_000
+
+
+def test_a_step_goes_from_its_beginning_to_that_of_the_next() -> None:
+    usage = Usage(times=[0.0, 10.0, 20.0, 30.0], seconds=[0.0, 5.0, 20.0, 30.0], memory=[1, 3, 2, 1])
+    told = [{"tokens": tokens, "reward": 0.5, "phases": {}} for tokens in (100, 200)]
+    steps = steps_between([0.0, 10.0, 30.0], told, usage)
+    assert [(s.seconds, s.cpu_seconds, s.tokens, s.peak_bytes) for s in steps] == [(10, 5, 100, 3), (20, 25, 200, 3)]
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
