@@ -2,16 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from benchmarks.launches import launch
 from benchmarks.rows import Row, summary_row
 from benchmarks.stats import summarize
 from benchmarks.usage import Usage, watched
+from recipe.flowrl.common.files import replacing
 
 PHASES = ("gen", "old_log_prob", "ref", "update_actor")
 TIMEOUT_S = 3600.0
+SMOOTHED_OVER = 5
+"""Steps of the curves' moving average."""
 
 
 @dataclass(frozen=True)
@@ -92,3 +98,37 @@ def rows(name: str, summary: dict[str, Any]) -> list[Row]:
         summary_row(f"{name}: tokens a second", summary["tokens_per_second"], "1/s"),
         summary_row(f"{name}: peak memory, all processes", summary["peak_bytes"], "MB", scale=1e6),
     ]
+
+
+def draw_curves(samples: dict[str, list[list[dict[str, Any]]]], path: Path) -> None:
+    """Draw what runs learn, by step and by the time since the first rollout began.
+
+    Args:
+        samples: what is compared -> its runs -> their steps, each a :class:`Step` as a dictionary.
+        path: of the PNG file.
+    """
+    # Without the version of the library, the same numbers make the same file.
+    with replacing(path) as temporary:
+        curves(samples).savefig(temporary, format="png", dpi=130, metadata={"Software": None})
+
+
+def curves(samples: dict[str, list[list[dict[str, Any]]]]) -> Figure:
+    """The mean reward of the rollouts, a moving average; a line a run."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    by_step, by_time = figure.subplots(1, 2, sharey=True)
+    for number, (variant, runs) in enumerate(samples.items()):
+        for place, run in enumerate(runs):
+            style = {"color": f"C{number}", "label": variant if place == 0 else None, "alpha": 0.85}
+            rewards = [step["reward"] for step in run]
+            smooth = [
+                sum(part) / len(part)
+                for part in (rewards[max(0, end - SMOOTHED_OVER) : end] for end in range(1, len(rewards) + 1))
+            ]
+            by_step.plot(range(1, len(run) + 1), smooth, **style)
+            by_time.plot(list(accumulate(step["seconds"] for step in run)), smooth, **style)
+    by_step.set(xlabel="step", ylabel=f"mean reward of the rollouts,\naverage over {SMOOTHED_OVER} steps")
+    by_time.set(xlabel="seconds since the first rollout began")
+    by_step.legend(frameon=False)
+    for axes in (by_step, by_time):
+        axes.grid(alpha=0.3)
+    return figure

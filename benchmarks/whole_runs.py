@@ -14,11 +14,9 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from benchmarks import steps
@@ -29,13 +27,12 @@ from benchmarks.run import table
 from benchmarks.startup import OVERRIDES
 from benchmarks.stats import paired_ratio
 from benchmarks.steps import Step, run_steps
-from recipe.flowrl.common.files import replacing, write_json
+from recipe.flowrl.common.files import write_json
 from recipe.flowrl.prepare import own_tasks
 from recipe.flowrl.reporting.console import RunConsole
 
 WARM_UP_STEPS = 2
 PICTURE = PROJECT / "docs" / "images" / "modes.png"
-SMOOTHED_OVER = 5
 
 
 @dataclass(frozen=True)
@@ -132,28 +129,6 @@ def rows(result: dict[str, Any]) -> list[Row]:
     return lines + [row for variant, of_it in summary["variants"].items() for row in steps.rows(variant, of_it)]
 
 
-def picture(samples: dict[str, list[list[dict[str, Any]]]]) -> Figure:
-    """Mean reward of the rollouts, a moving average, by step and by the time since the first rollout began."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    by_step, by_time = figure.subplots(1, 2, sharey=True)
-    for number, (variant, runs) in enumerate(samples.items()):
-        for place, run in enumerate(runs):
-            style = {"color": f"C{number}", "label": variant if place == 0 else None, "alpha": 0.85}
-            rewards = [step["reward"] for step in run]
-            smooth = [
-                sum(part) / len(part)
-                for part in (rewards[max(0, end - SMOOTHED_OVER) : end] for end in range(1, len(rewards) + 1))
-            ]
-            by_step.plot(range(1, len(run) + 1), smooth, **style)
-            by_time.plot(list(accumulate(step["seconds"] for step in run)), smooth, **style)
-    by_step.set(xlabel="step", ylabel=f"mean reward of the rollouts,\naverage over {SMOOTHED_OVER} steps")
-    by_time.set(xlabel="seconds since the first rollout began")
-    by_step.legend(frameon=False)
-    for axes in (by_step, by_time):
-        axes.grid(alpha=0.3)
-    return figure
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.whole_runs", description=__doc__.splitlines()[0])
@@ -170,8 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_json(out, {"benchmark": f"whole_runs/{name}", "machine": machine} | result, indent=1)
             tables[name] = rows(result)
             if name == "modes":
-                with replacing(PICTURE) as temporary:
-                    picture(result["samples"]).savefig(temporary, format="png", dpi=130, metadata={"Software": None})
+                steps.draw_curves(result["samples"], PICTURE)
     Console().print(table(tables, {}))
 
 

@@ -1,8 +1,8 @@
 """A training step of the recipe, ``algo=grpo`` through the whole stack, beside one of TRL's GRPO trainer.
 
 ``python -m benchmarks.trl``: runs of the two in turn on the same model, prompts, lengths, reference policy and updates.
-Prints a table, and writes ``benchmarks/trl/NAME.json`` with each step, rewards included. TRL gets an environment of its
-own, made on first use.
+Prints a table, writes ``benchmarks/trl/NAME.json`` with each step, rewards included, and draws what both learn on
+Countdown, ``docs/images/trl.png``. TRL gets an environment of its own, made on first use.
 """
 
 import argparse
@@ -16,11 +16,14 @@ from rich.console import Console
 from benchmarks.machine import PROJECT, describe
 from benchmarks.rows import Row
 from benchmarks.run import table
+from benchmarks.steps import draw_curves
 from benchmarks.trl import compare, environment
 from benchmarks.trl.workloads import WORKLOADS
 from recipe.flowrl.common.files import write_json
 from recipe.flowrl.prepare import own_tasks
 from recipe.flowrl.reporting.console import RunConsole
+
+PICTURE = PROJECT / "docs" / "images" / "trl.png"
 
 
 def main() -> None:
@@ -46,6 +49,8 @@ def main() -> None:
                 options.out / f"{name}.json", {"benchmark": f"trl/{name}", "machine": machine} | result, indent=1
             )
             tables[workload.title] = compare.rows(result)
+            if name == "countdown":
+                draw_curves(result["samples"], PICTURE)
     Console().print(table(tables, {}))
 
 

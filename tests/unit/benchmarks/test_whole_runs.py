@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
 from benchmarks.configuration import compose
-from benchmarks.steps import PHASES, Step
-from benchmarks.whole_runs import COMPARISONS, WARM_UP_STEPS, compared, picture, rows
+from benchmarks.steps import PHASES, Step, curves, draw_curves
+from benchmarks.whole_runs import COMPARISONS, WARM_UP_STEPS, compared, rows
 
 
 def run(*seconds: float, memory: int = 1) -> list[Step]:
@@ -32,6 +33,10 @@ def test_ratios_are_those_to_the_first_variant_of_steps_after_the_first() -> Non
     assert told["b / a: cpu_seconds"].met is None
 
 
-def test_the_picture_has_a_line_a_run() -> None:
+def test_the_picture_has_a_line_a_run(tmp_path: Path) -> None:
     samples = {name: [list(map(asdict, run(1, 2)))] * 2 for name in ("sync", "async")}
-    assert [len(axes.lines) for axes in picture(samples).axes] == [4, 4]
+    by_step, by_time = curves(samples).axes
+    assert len(by_step.lines) == len(by_time.lines) == 4
+    assert list(by_time.lines[0].get_xdata()) == [99, 198, 199, 201]
+    draw_curves(samples, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
