@@ -69,7 +69,7 @@ COMPARISONS = {
         largest=1.01,
     ),
     "threads": Comparison(
-        {"1 thread": [f'{_THREADS}="1"'], "2 threads": [f'{_THREADS}="2"']}, ["algo=flowrl"], steps=12, rounds=2
+        {"1 thread": [f'{_THREADS}="1"'], "2 threads": [f'{_THREADS}="2"']}, ["algo=flowrl"], steps=8, rounds=1
     ),
     "modes": Comparison(
         {
@@ -78,7 +78,7 @@ COMPARISONS = {
             "async": ["mode=async"],
         },
         ["algo=flowrl_plus"],
-        steps=40,
+        steps=30,
         rounds=1,
     ),
 }

@@ -106,6 +106,6 @@ WORKLOADS = {
     ),
     "smollm2": Workload(
         "SmolLM2-135M, short sums", "smollm2_135m", 8, 8, 64, 1, 8, temperature=0.7, learning_rate=1e-6,
-        steps=3, runs=1,
+        steps=2, runs=1,
     ),
 }  # fmt: skip
