@@ -36,10 +36,26 @@ def parse(tokens: list[Token]) -> Item:
     Raises:
         NotUnderstood: some token has no place in it.
     """
+    if _is_date_or_time(tokens):
+        raise NotUnderstood("a date or a time")
     parser = _Parser(tokens)
     item = parser.answer()
     parser.end()
     return item
+
+
+def _is_date_or_time(tokens: list[Token]) -> bool:
+    """Whether a number with a zero before it stands beside a sign, as in 2023-01-02, 01/02 or 12:05."""
+
+    def padded(token: Token) -> bool:
+        return token.kind == "number" and len(token.text) > 1 and token.text[0] == "0" and token.text.isdigit()
+
+    def sign(token: Token) -> bool:
+        return token.kind == "symbol" and token.text in ("-", "/", ":")
+
+    pairs = list(zip(tokens, tokens[1:], strict=False))
+    beside = any(padded(one) and sign(other) or sign(one) and padded(other) for one, other in pairs)
+    return beside and all(token.kind == "number" or sign(token) for token in tokens) and tokens[0].kind == "number"
 
 
 class _Parser(ExpressionParser):

@@ -128,6 +128,7 @@ _COMMAND = re.compile(r"\\(?:[A-Za-z]+|.)")
 _SYMBOL = re.compile(r"<=|>=|!=|==|\*\*|->|\.\.\.|[^\sA-Za-z0-9\\]")
 _WORD = re.compile(r"[A-Za-z]+")
 _CONJUNCTION = re.compile(r"([,;]?)\s*(and|or|AND|OR)\s*([,;]?)")
+_INFIX = re.compile(r"(\{|^)([^{}]*?)\\(over|choose)(?![A-Za-z])([^{}]*)(\}|$)")
 _PHANTOM = re.compile(r"\\[hv]?phantom\s*(?:\{[^{}]*\}|.)")
 _PRIME = re.compile(r"\^\s*(?:\{((?:\s|\\prime)+)\}|\\prime(?![A-Za-z]))")
 _REPEATING = re.compile(
@@ -139,6 +140,8 @@ _THOUSANDS = re.compile(
 )
 _COMMAS = re.compile(r"[1-9]\d{0,2}(?:,\d{3})+(?![\d])(?!,\d)(?:\.\d+)?")
 _NUMBER = re.compile(r"(\d+\.(?=\s*[/*+)])|\d+(?:\.\d+)?|\.\d+)(?:[eE]([+-]?\d{1,4})(?![\w.^{\\]))?")
+
+_PROGRAM_NUMBER = re.compile(r"0(?:[xX][0-9A-Fa-f]+|[bB][01]+|[oO][0-7]+)(?!\w)")
 
 _ALIASES = {
     "dfrac": "frac",
@@ -185,8 +188,6 @@ _ALIASES = {
     "simeq": "approx",
     "lor": "or",
     "vee": "or",
-    "land": "and",
-    "wedge": "and",
     "infinity": "infty",
     "dots": "ldots",
     "cdots": "ldots",
@@ -229,9 +230,18 @@ def _latex(text: str) -> str:
     text = _SETS.sub(lambda match: f"\\{match[1] or match[2]} ", text)
     text = _STYLED.sub(r"\1 ", text)
     text = _STYLES.sub("", _SIZES.sub("", _PHANTOM.sub("", text)))
+    text = _INFIX.sub(_prefixed, text)
     text = _PRIME.sub(lambda match: "'" * max(1, (match[1] or "").count("prime")), text)
     text = _PROGRAM_BASE.sub(r"\\log_{\1}", _PROGRAM_LOG.sub(r"\\ln ", text))
     return _PROGRAM.sub("", _TIMES.sub(r"\\times ", text))
+
+
+def _prefixed(match: re.Match[str]) -> str:
+    """TeX's ``{a \\over b}`` as ``\\frac{a}{b}`` and ``{n \\choose k}`` as ``\\binom{n}{k}``, or a whole text so."""
+    opening, first, name, second, closing = match.groups()
+    if bool(opening) != bool(closing):
+        return match[0]
+    return rf"{opening}\{'frac' if name == 'over' else 'binom'}{{{first}}}{{{second}}}{closing}"
 
 
 def _fraction(character: str) -> str:
@@ -280,6 +290,10 @@ class _Reader:
             self._add("symbol", text)
 
     def _number(self) -> bool:
+        if match := _PROGRAM_NUMBER.match(self.text, self.at):
+            self.at = match.end()
+            self._add("number", match[0], value=Fraction(int(match[0], 0)))
+            return True
         if match := _REPEATING.match(self.text, self.at):
             self.at = match.end()
             self._add("number", match[0], value=_repeating(match))
@@ -300,7 +314,8 @@ class _Reader:
         self.at = match.end()
         digits = match[1].rstrip(".")
         value = Fraction(digits if digits[0] != "." else "0" + digits)
-        self._add("number", digits, value=value * Fraction(10) ** int(match[2] or 0))
+        exponent = int(match[2] or 0)
+        self._add("number", f"{digits}e{exponent}" if match[2] else digits, value=value * Fraction(10) ** exponent)
         return True
 
     def _backslash(self) -> None:

@@ -2,12 +2,25 @@
 
 import re
 import time
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recipe.flowrl.tasks.math.equivalence import equal
 
 EQUAL = [
+    (r"{1 \over 2}", "1/2"),
+    (r"1\over 2", "1/2"),
+    (r"3{n\choose 2}", r"3\binom{n}{2}"),
+    ("1e3", "1000"),
+    ("1E-3", r"\frac{1}{1000}"),
+    ("0xFF", "255"),
+    ("025", "25"),
+    (r"x=1 \lor x=2", "x=1, x=2"),
     (r"\mathbf{(C)}~12", "12"),
     (r"\textbf{(C)}12", "12"),
     (r"\textbf{(C) }12", "12"),
@@ -224,6 +237,19 @@ DIFFERENT = [
     ("2042_5", "2042_{6}"),
     ("11/4", "1 1/4"),
     ("42", "4 2"),
+    (r"{1 \over 2}", "2"),
+    (r"{n \choose 2}", r"{n \choose 3}"),
+    (r"{n \choose 2}", r"{n \over 2}"),
+    ("1e-3", "1e-4"),
+    ("1e-3", "1"),
+    ("5e3", "5"),
+    ("5e3", "5e4"),
+    ("0xFF", "0xFE"),
+    ("0b101", "0b111"),
+    (r"p \lor q", r"p \land q"),
+    ("2023-01-02", "2023-02-01"),
+    ("01/02", "1/2"),
+    ("12:05", "12:5"),
     ("3e-8", "0.0"),
     ("3e-8", "0"),
     ("5", "5!!"),
@@ -354,6 +380,42 @@ def test_another_form_of_the_same_value_is_right(first: str, second: str) -> Non
 @pytest.mark.parametrize(("first", "second"), DIFFERENT)
 def test_another_value_in_a_like_form_is_wrong(first: str, second: str) -> None:
     assert not equal([first], second) and not equal([second], first)
+
+
+def _program(mantissa: int, power: int) -> str:
+    return f"{mantissa}e{power}"
+
+
+def _powers(mantissa: int, power: int) -> str:
+    return rf"{mantissa}\times 10^{{{power}}}"
+
+
+def _decimal(mantissa: int, power: int) -> str:
+    return f"{Decimal(mantissa).scaleb(power):f}"
+
+
+def _fraction(mantissa: int, power: int) -> str:
+    value = Fraction(mantissa) * Fraction(10) ** power
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
+_NUMBERS = st.tuples(
+    st.integers(-12, 12),
+    st.integers(-6, 6),
+    st.sampled_from([_program, _powers, _decimal, _fraction]),
+)
+
+
+@given(_NUMBERS, _NUMBERS)
+@settings(max_examples=300, deadline=None)
+def test_numbers_in_any_notation_are_equal_where_their_values_are(
+    first: tuple[int, int, Callable], second: tuple[int, int, Callable]
+) -> None:
+    (one, another), (text, other) = (
+        [Fraction(mantissa) * Fraction(10) ** power for mantissa, power, _ in (first, second)],
+        [write(mantissa, power) for mantissa, power, write in (first, second)],
+    )
+    assert equal([text], other) == (one == another)
 
 
 @pytest.mark.parametrize("letter", "abcdfghjkmnopqrstuvwxyzABDGQSVZ")
