@@ -48,6 +48,7 @@ _WORD = re.compile(r"[A-Za-z]{2,}")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"))
 _DISPLAYS = (("\\[", "\\]"), ("$$", "$$"))
 _TRAILING = ".,;:。"
+_THOUGHT = "</think>"
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,18 @@ class Box:
 def final_answer(text: str) -> str | None:
     """The answer that ``text`` gives in the end, without its delimiters; None if it gives none.
 
-    The last ``\\boxed{}``, together with boxes before it that only commas, *and* or *or* separate from it; or the last
-    line ``Answer: ...`` behind it, unless that is prose; where there is neither, the last ``the answer is ...``.
+    Behind the last ``</think>``, if there is one there: the last ``\\boxed{}``, together with boxes before it that only
+    commas, *and* or *or* separate from it; or the last line ``Answer: ...`` behind it, unless that is prose; where there
+    is neither, the last ``the answer is ...``.
     """
+    _, thought, said = text.rpartition(_THOUGHT)
+    return (thought and _final_answer(said)) or _final_answer(text)
+
+
+def _final_answer(text: str) -> str | None:
     boxes = complete_boxes(text)
     start, line = _last_line(text, boxes[-1].start if boxes else 0)
+    line = line and (_last_sentence(line) or line)  # Final Answer: The final answer is 7.
     if boxes and (line is None or boxes[-1].start > start or _is_prose(line)):
         found = _joined(text, boxes)
     else:
@@ -85,7 +93,9 @@ def strip_delimiters(answer: str) -> str:
     previous = None
     while answer != previous:
         previous = answer
-        answer = answer.strip().rstrip(_TRAILING).strip()
+        answer = answer.strip()
+        if not answer.endswith(".."):  # 3.14... is no end of a sentence
+            answer = answer.rstrip(_TRAILING).strip()
         answer = answer.removesuffix("\\")  # of a thin space "\," whose comma is gone
         if answer.count("**") == 1:  # the emphasis began before the answer
             answer = answer.removesuffix("**")

@@ -32,6 +32,13 @@ RULE = [
     (r"\boxed{004}." "\n\nCheck.\n\n" r"\boxed{004}", "004"),
     (r"\boxed{5!}", "5!"),
     ("Answer: `2**3**2`", "2**3**2"),
+    ("Final Answer: The final answer is $7$. I hope it is correct.", "7"),
+    (r"Final Answer: The final answer is \boxed{7}. I hope it is correct.", "7"),
+    (r"<think>Is it \boxed{5}?</think> The answer is 6.", "6"),
+    (r"<think>\boxed{5}</think>" "\nThat was all.", "5"),
+    (r"<think>a</think> \boxed{5} <think>b</think> Answer: 6", "6"),
+    (r"\boxed{3.14...}", "3.14..."),
+    ("Answer: 3.14...", "3.14..."),
 ]
 REPEATED = [
     *("\\boxed{", "\\boxed{1}, ", "\\boxed[", "{}", "answer", "answer" + " " * 9, "\nAnswer: "),
