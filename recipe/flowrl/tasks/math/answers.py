@@ -64,8 +64,8 @@ def final_answer(text: str) -> str | None:
     """The answer that ``text`` gives in the end, without its delimiters; None if it gives none.
 
     Behind the last ``</think>``, if there is one there: the last ``\\boxed{}``, together with boxes before it that only
-    commas, *and* or *or* separate from it; or the last line ``Answer: ...`` behind it, unless that is prose; where there
-    is neither, the last ``the answer is ...``.
+    commas, *and* or *or* separate from it; or the last line ``Answer: ...`` behind it, unless that is prose; where
+    there is neither, the last ``the answer is ...``.
     """
     _, thought, said = text.rpartition(_THOUGHT)
     return (thought and _final_answer(said)) or _final_answer(text)
