@@ -47,15 +47,20 @@ class Batch:
         return torch.zeros(self.mask.shape).scatter(1, last, self.reward.unsqueeze(1))
 
     def rows(self, numbers: torch.Tensor, longest: int | None = None) -> "Batch":
-        """Some of the rows, cut off after ``longest`` tokens of the response, by default the longest one's."""
-        chosen = self.responses.response_mask[numbers]
-        longest = int(chosen.sum(-1).max()) if longest is None else longest
+        """Some rows, with ``longest`` tokens of the response, by default the longest one's: cut off or padded."""
+        mask = self.responses.response_mask
+        longest = int(mask[numbers].sum(-1).max()) if longest is None else longest
         until = self.responses.prompt_length + longest
+
+        def wide(column: torch.Tensor, width: int) -> torch.Tensor:
+            # Of a draw whose responses all ended early, fewer columns are there.
+            return functional.pad(column[numbers, :width], (0, max(0, width - column.shape[1])))
+
         responses = Responses(
-            self.responses.rows[numbers, :until], self.responses.attention[numbers, :until], chosen[:, :longest]
+            wide(self.responses.rows, until), wide(self.responses.attention, until), wide(mask, longest)
         )
         part = Batch(self.prompt[np.asarray(numbers)], responses, self.reward[numbers])
-        part.columns = {name: column[numbers, :longest] for name, column in self.columns.items()}
+        part.columns = {name: wide(column, longest) for name, column in self.columns.items()}
         return part
 
     def as_worker_data(self) -> TensorDict:

@@ -103,6 +103,23 @@ def test_a_reward_stands_on_the_last_token(task: Task) -> None:
     assert len(both) == 2 * len(batch) and torch.equal(both.reward[len(batch) :], batch.reward)
 
 
+def test_rows_of_draws_that_ended_early_fit_to_others() -> None:
+    """A draw has as many columns as its longest response has tokens."""
+
+    def drawn(tokens: int) -> Batch:
+        rows = torch.arange(2 * (3 + tokens)).view(2, -1)
+        mask = torch.ones(2, tokens, dtype=torch.bool)
+        batch = Batch(np.arange(2), Responses(rows, torch.ones_like(rows), mask), torch.zeros(2))
+        batch.columns["old_log_probs"] = -torch.ones(2, tokens)
+        return batch
+
+    both = concatenate([drawn(tokens).rows(torch.arange(2), longest=5) for tokens in (4, 6)])
+    assert both.responses.prompt_length == 3
+    assert both.responses.response_mask.sum(-1).tolist() == [4, 4, 5, 5]
+    assert both.responses.attention.sum(-1).tolist() == [7, 7, 8, 8]
+    assert both.columns["old_log_probs"].sum(-1).tolist() == [-4, -4, -5, -5]
+
+
 def test_every_prompt_comes_once_before_any_comes_again() -> None:
     order = PromptOrder(6, seed=1)
     epochs = [order.next(4), order.next(2), order.next(6)]
