@@ -1,8 +1,9 @@
 """Group rollouts: the responses of a prompt travel together.
 
 verl sends each response by itself to a rollout server, to a reward worker and to the queue: 13 ms of Python a response.
-Here one message carries all responses of a prompt at each of the three places. What is done with a response is verl's
-own code: its single-turn loop, its client, its rows.
+Here one message carries all responses of a prompt at each of the three places, and those of several prompts that are
+finished at the same time go into the queue together. What is done with a response is verl's own code: its single-turn
+loop, its client, its rows.
 """
 
 import asyncio
@@ -11,20 +12,18 @@ import inspect
 import logging
 import random
 import types
-from collections import defaultdict
 from typing import Any
 
 import numpy as np
 import ray
-import transfer_queue as tq
 from verl import DataProto
 from verl.experimental.agent_loop import AgentLoopOutput
 from verl.experimental.agent_loop.agent_loop import DictConfigWrap, ToolListWrap, _agent_loop_registry
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
-from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from verl_ext.group_client import for_one_group
+from verl_ext.queue_writer import QueueWriter, Row
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +52,8 @@ class GroupAgentLoopWorker(_Worker):
     All others take verl's way: several turns, tools, an agent loop of one's own, images, rollout servers other than
     vLLM's, ``full_determinism``.
     """
+
+    _writer: QueueWriter | None = None
 
     def travels_together(self, prompt: dict[str, Any]) -> bool:
         """Whether the responses to ``prompt`` can be asked for at once."""
@@ -124,21 +125,14 @@ class GroupAgentLoopWorker(_Worker):
         rows = await asyncio.gather(
             *(self._rows(output, validate, session) for output, session in pairs), return_exceptions=True
         )
-        alike: dict[frozenset[str], list[tuple[str, dict, dict]]] = defaultdict(list)
+        kept: list[Row] = []
         for found in rows:
             if isinstance(found, BaseException):
                 errors.append(found)
-                continue
-            for key, field, tag in found:
-                alike[frozenset(field)].append((key, field, {**tag, GROUPED: True}))
-        for same_columns in alike.values():  # one put, unless a response lacks a column, as an empty one does
-            keys, fields, tags = map(list, zip(*same_columns, strict=True))
-            await tq.async_kv_batch_put(
-                keys=keys,
-                fields=list_of_dict_to_tensordict(fields),
-                tags=tags,
-                partition_id="val" if validate else "train",
-            )
+            else:
+                kept += [(key, field, {**tag, GROUPED: True}) for key, field, tag in found]
+        self._writer = self._writer or QueueWriter()
+        await self._writer.put(kept, "val" if validate else "train")
         return errors
 
     async def _score_group(self, pairs: list[tuple[AgentLoopOutput, dict[str, Any]]]) -> list[BaseException | None]:
@@ -162,10 +156,8 @@ class GroupAgentLoopWorker(_Worker):
             output.metrics.compute_score = outputs[-1].metrics.compute_score
         return [None] * len(pairs)
 
-    async def _rows(
-        self, output: AgentLoopOutput, validate: bool, session: dict[str, Any]
-    ) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
-        """Key, columns and tag of each row that verl would put into the queue for a response.
+    async def _rows(self, output: AgentLoopOutput, validate: bool, session: dict[str, Any]) -> list[Row]:
+        """The rows that verl would put into the queue for a response.
 
         They are made by verl's own method, to which this hands the rows instead of the queue.
         """
@@ -180,7 +172,7 @@ class _Kept:
     """Takes the place of TransferQueue, and keeps what is put there."""
 
     def __init__(self) -> None:
-        self.rows: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+        self.rows: list[Row] = []
 
     async def async_kv_batch_put(
         self, keys: list[str], fields: list[dict], tags: list[dict], partition_id: str

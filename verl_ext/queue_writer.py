@@ -1,0 +1,58 @@
+"""Writes rows into the queue, several at a time: most of a write's cost is the same for one row as for many."""
+
+import asyncio
+from collections import defaultdict
+from typing import Any
+
+import transfer_queue as tq
+from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+
+Row = tuple[str, dict[str, Any], dict[str, Any]]
+"""Key, columns and tag."""
+
+
+class QueueWriter:
+    """Rows that come while a write is under way go together into the next one."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[list[Row], str, asyncio.Future[None]]] = []
+        self._writing: asyncio.Task[None] | None = None
+
+    async def put(self, rows: list[Row], partition: str) -> None:
+        """Returns when ``rows`` are in the queue.
+
+        Raises:
+            Exception: the write with these rows failed.
+        """
+        if not rows:
+            return
+        written = asyncio.get_running_loop().create_future()
+        self._waiting.append((rows, partition, written))
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write_all())
+        await written
+
+    async def _write_all(self) -> None:
+        while self._waiting:
+            taken, self._waiting = self._waiting, []
+            alike: dict[tuple[str, frozenset[str]], list[Row]] = defaultdict(list)
+            for rows, partition, _ in taken:
+                for row in rows:  # an empty response lacks a column
+                    alike[partition, frozenset(row[1])].append(row)
+            try:
+                for (partition, _), together in alike.items():
+                    keys, columns, tags = map(list, zip(*together, strict=True))
+                    await tq.async_kv_batch_put(
+                        keys=keys, fields=list_of_dict_to_tensordict(columns), tags=tags, partition_id=partition
+                    )
+            except Exception as error:
+                outcome: Exception | None = error
+            else:
+                outcome = None
+            for _, _, written in taken:
+                if written.done():  # who waited was cancelled
+                    continue
+                if outcome is None:
+                    written.set_result(None)
+                else:
+                    written.set_exception(outcome)
