@@ -2,7 +2,7 @@
 
 - ``algorithms``: what FlowRL costs beside GRPO with a KL loss, in time and memory of a step. The weights stay, so that
   both do the same work.
-- ``threads``: one or two threads a process.
+- ``threads``, ``ranks``: one or two threads a process, one or two ranks.
 - ``modes``: who waits for whom (docs/async.md), and what is learned by when; draws ``docs/images/modes.png``.
 
 Prints a table and writes ``benchmarks/whole_runs/NAME.json``. For a machine on which nothing else runs.
@@ -70,6 +70,12 @@ COMPARISONS = {
     ),
     "threads": Comparison(
         {"1 thread": [f'{_THREADS}="1"'], "2 threads": [f'{_THREADS}="2"']}, ["algo=flowrl"], steps=8, rounds=1
+    ),
+    "ranks": Comparison(
+        {f"{ranks} rank{'s' * (ranks > 1)}": [f"trainer.n_gpus_per_node={ranks}"] for ranks in (1, 2)},
+        ["algo=flowrl"],
+        steps=8,
+        rounds=1,
     ),
     "modes": Comparison(
         {

@@ -54,6 +54,7 @@ class Run:
         train_puzzles: of the training file, from the first, seen again and again.
         held_out_puzzles: of the validation file, from the first.
         samples: answers to each puzzle for the estimate of what isn't listed.
+        staleness: so many steps old is the policy that draws a batch.
     """
 
     overrides: tuple[str, ...]
@@ -62,6 +63,7 @@ class Run:
     train_puzzles: int
     held_out_puzzles: int
     samples: int
+    staleness: int = 0
 
 
 def read_run(run_dir: Path) -> Run:
@@ -122,18 +124,19 @@ def carry_out(run: Run, run_dir: Path) -> None:
     config = compose_run([*run.overrides, f"trainer.total_training_steps={run.steps}"])
     measuring = measuring_of(run, config)
     puzzles = measuring.splits["train"]
-    trainer = Trainer(config, one_process_task(measuring.task, measuring.base, puzzles, measuring.longest))
+    task = one_process_task(measuring.task, measuring.base, puzzles, measuring.longest)
+    trainer = Trainer(config, task, run.staleness)
     lines, state = JsonLines(run_dir / POINTS), run_dir / STATE
     points = lines.read()
     measuring.point(trainer.reference, sampled=False)  # the reference's, before a state is loaded
     if state.exists():
         trainer.load_state(torch.load(state, weights_only=True))
-    points = [point for point in points if point["step"] <= trainer.steps_done]
+    points = [point for point in points if point["step"] <= trainer.steps_trained]
     write_text(lines.path, "".join(map(to_line, points)))
     said: dict[str, list[float]] = {}
-    began, start = time.monotonic(), trainer.steps_done
+    began, start = time.monotonic(), trainer.steps_trained
     while True:
-        step = trainer.steps_done
+        step = trainer.steps_trained
         if (step % run.every == 0 or step == run.steps) and not any(point["step"] == step for point in points):
             with replacing(state) as temporary:
                 torch.save(trainer.state(), temporary)

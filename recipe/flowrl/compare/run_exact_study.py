@@ -101,7 +101,15 @@ def _run(
         *variant.overrides,
         *study.overrides,
     ]
-    run = Run(tuple(overrides), study.steps, study.every, study.train_puzzles, study.puzzles, study.samples)
+    run = Run(
+        tuple(overrides),
+        study.steps,
+        study.every,
+        study.train_puzzles,
+        study.puzzles,
+        study.samples,
+        variant.staleness,
+    )
     run_dir.mkdir(parents=True, exist_ok=True)
     written = run_dir / RUN
     if written.exists() and json.loads(written.read_text()) != json.loads(json.dumps(dataclasses.asdict(run))):

@@ -7,14 +7,19 @@ from dataclasses import dataclass, field
 class Variant:
     """One row of a study: an algorithm and what is different from its preset.
 
-    The same name is the same run in all studies of an experiment. ``stack``: through the whole stack, though the study
-    is an exact one.
+    The same name is the same run in all studies of an experiment. Of exact studies alone: ``stack``, through the whole
+    stack, and ``staleness``, so many steps old is the policy that draws each batch.
     """
 
     name: str
     algo: str
     overrides: tuple[str, ...] = ()
     stack: bool = False
+    staleness: int = 0
+
+    def __post_init__(self) -> None:
+        if self.stack and self.staleness:
+            raise ValueError(f"{self.name}: in the stack trainer.v1.trainer_mode decides how old the data are")
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,15 @@ FIELD = (
     "grpo_kl_matched dr_grpo dapo gspo gmpo cispo rloo reinforce_plus_plus ppo clip_cov kl_cov prorl passk "
     "flowrl_with_ppo reinforce_plus_plus_baseline maxrl dmpo dppo_tv dppo_kl sapo dro"
 ).split()
+
+_STALE = {
+    "grpo": ("grpo", ()),
+    # The ratio of PPO's loss is that to the policy that drew the batch.
+    "grpo_bypass": ("grpo", ("algorithm.rollout_correction.bypass_mode=true",)),
+    "grpo_kl_matched_0.3": ("grpo_kl_matched", ("algorithm.kl_matched_beta=0.3",)),
+    "flowrl_beta_0.3": ("flowrl", ("flowrl.beta=0.3",)),
+    "flowrl_plus_beta_3": ("flowrl_plus", ("flowrl.beta=3",)),
+}
 
 _OWN = {
     # Half of the steps: the preset's 200 would never come, and ProRL without it is DAPO with a KL term.
@@ -129,6 +143,19 @@ STUDIES = {
             Variant("grpo_kl_matched_0.3", "grpo_kl_matched", ("algorithm.kl_matched_beta=0.3",)),
         ),
         steps=150,
+        samples=16,
+    ),
+    # How old may the data be? Steps are those that train. Without staleness they are runs of study=repeated.
+    "stale": ExactStudy(
+        "countdown_cpu",
+        _named(
+            *[
+                Variant(f"{name}_stale_{staleness}", algo, overrides, staleness=staleness)
+                for staleness in (8, 32)
+                for name, (algo, overrides) in _STALE.items()
+            ]
+        ),
+        steps=50,
         samples=16,
     ),
     # Is one process worth as much as the stack? The same runs by both.

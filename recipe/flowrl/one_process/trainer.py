@@ -128,14 +128,13 @@ class Trainer:
         hidden = self.policy.get_decoder()(input_ids=ids, attention_mask=mask, position_ids=positions(mask))
         return self.head(prompt_state(hidden.last_hidden_state, mask))
 
-    def state(self) -> dict[str, Any]:
-        """All that a later process needs to go on; what waits for its turn isn't in it.
+    @property
+    def steps_trained(self) -> int:
+        """Steps but for those that only drew."""
+        return max(0, self.steps_done - self.staleness)
 
-        Raises:
-            NotImplementedError: with stale batches.
-        """
-        if self.staleness:
-            raise NotImplementedError("stale batches aren't kept")
+    def state(self) -> dict[str, Any]:
+        """All that a later process needs to go on."""
         return {
             "steps_done": self.steps_done,
             "samples": self.samples,
@@ -143,6 +142,7 @@ class Trainer:
             "modules": [module.state_dict() for module in self._modules()],
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "schedules": [schedule.state_dict() for schedule in self.schedules],
+            "waiting": [batch.state for batch in self.waiting],
             "replay": [] if self.replay is None else [(rows.state, *rest) for rows, *rest in self.replay.state()],
         }
 
@@ -158,6 +158,7 @@ class Trainer:
         ):
             for one, its in zip(ours, state[kind], strict=True):
                 one.load_state_dict(its)
+        self.waiting = deque(map(Batch.from_state, state["waiting"]))
         if self.replay is not None:
             self.replay.load([(Batch.from_state(rows), *rest) for rows, *rest in state["replay"]])
 

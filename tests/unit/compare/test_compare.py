@@ -23,7 +23,7 @@ from recipe.flowrl.common.project import PROJECT
 from recipe.flowrl.common.statistics import bootstrap, pass_at_k, powers_of_two
 from recipe.flowrl.compare import outcomes as evaluation
 from recipe.flowrl.compare.comparisons import differences, pairs, run_to_run, summary
-from recipe.flowrl.compare.studies import STUDIES, Study
+from recipe.flowrl.compare.studies import STUDIES, Study, Variant
 from recipe.flowrl.compare.study_report import _coverage_figure, _systems, write_report
 from recipe.flowrl.reporting.console import RunConsole
 from recipe.flowrl.tasks.sampling import sample, sequence_log_probs
@@ -228,6 +228,11 @@ def test_one_name_is_one_run_in_all_studies_of_an_experiment() -> None:
         assert first == second or first.name != second.name or here != there
 
 
+def test_the_stack_decides_how_old_its_data_are() -> None:
+    with pytest.raises(ValueError, match="trainer_mode"):
+        Variant("both", "grpo", stack=True, staleness=8)
+
+
 def test_the_countdown_study_has_the_whole_field() -> None:
     assert set(STUDIES["countdown"].variants) == {path.stem for path in (CONFIGS / "algo").glob("*.yaml")}
 
@@ -237,8 +242,8 @@ def test_the_countdown_study_has_the_whole_field() -> None:
     [
         (
             "study=contdown",
-            "study=contdown: must be 'countdown' | 'ablations' | 'repeated' | 'change' | 'agreement' (did you mean "
-            "'countdown'?)",
+            "study=contdown: must be 'countdown' | 'ablations' | 'repeated' | 'change' | 'stale' | 'agreement' "
+            "(did you mean 'countdown'?)",
         ),
         ("algos=grop", "algos=grop: not in study=countdown (did you mean"),
         ("seeds=a", "seeds=a: must be an integer >= 0"),

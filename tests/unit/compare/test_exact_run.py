@@ -27,19 +27,22 @@ def points_of(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / exact_run.POINTS).read_text().splitlines()]
 
 
-def test_a_run_that_was_cut_off_ends_as_if_it_had_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run(("experiment=change_cpu", "algo=flowrl", f"run_dir={tmp_path}", *FEW), 4, 2, 6, 5, 1)
+@pytest.mark.parametrize("staleness", [0, 3])
+def test_a_run_that_was_cut_off_ends_as_if_it_had_not(
+    staleness: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(("experiment=change_cpu", "algo=flowrl", f"run_dir={tmp_path}", *FEW), 4, 2, 6, 5, 1, staleness)
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
     carry_out(run, tmp_path / "whole")
     whole = points_of(tmp_path / "whole")
-    assert [point["step"] for point in whole] == [0, 2, 4] and whole[-1]["samples"] == 4 * 16
+    assert [point["step"] for point in whole] == [0, 2, 4] and whole[-1]["samples"] == (4 + staleness) * 16
 
     step, begun = Trainer.step, []
 
     def three_steps(trainer: Trainer) -> dict[str, float]:
         begun.append(trainer.steps_done)
-        if len(begun) == 4:
+        if len(begun) == staleness + 4:
             raise KeyboardInterrupt
         return step(trainer)
 
@@ -48,7 +51,8 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not(tmp_path: Path, monkeypatc
         carry_out(run, tmp_path / "cut")
     assert points_of(tmp_path / "cut") == whole[:2] and not (tmp_path / "cut" / exact_run.DONE).exists()
     carry_out(run, tmp_path / "cut")
-    assert begun == [0, 1, 2, 3, 2, 3], "from the last evaluation on"
+    again = [staleness + 2, staleness + 3]
+    assert begun == [*range(staleness + 4), *again], "from the last evaluation on"
     assert points_of(tmp_path / "cut") == whole
     assert (tmp_path / "cut" / exact_run.DONE).exists() and not (tmp_path / "cut" / exact_run.STATE).exists()
 
