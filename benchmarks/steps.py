@@ -13,6 +13,7 @@ from benchmarks.rows import Row, summary_row
 from benchmarks.stats import summarize
 from benchmarks.usage import Usage, watched
 from recipe.flowrl.common.files import replacing
+from recipe.flowrl.reporting import names
 
 PHASES = ("gen", "old_log_prob", "ref", "update_actor")
 TIMEOUT_S = 3600.0
@@ -31,6 +32,7 @@ class Step:
         peak_bytes: the most memory of all processes together.
         reward: the mean over the responses.
         phases: seconds of each of :data:`PHASES`; ``gen`` with the rewards.
+        distinct: different right answers of a prompt's responses, the mean over the prompts; None where it isn't told.
     """
 
     seconds: float
@@ -39,6 +41,7 @@ class Step:
     peak_bytes: int
     reward: float
     phases: dict[str, float]
+    distinct: float | None = None
 
 
 def run_steps(overrides: Sequence[str], directory: Path) -> list[Step]:
@@ -59,6 +62,7 @@ def run_steps(overrides: Sequence[str], directory: Path) -> list[Step]:
             "tokens": int(metrics[step]["perf/total_num_tokens"]),
             "reward": metrics[step]["critic/score/mean"],
             "phases": {phase: metrics[step].get(f"timing_s/{phase}", 0.0) for phase in PHASES},
+            "distinct": metrics[step].get(names.DISTINCT),
         }
         for step in range(1, len(begins) + 1)
     ]
@@ -113,22 +117,30 @@ def draw_curves(samples: dict[str, list[list[dict[str, Any]]]], path: Path) -> N
 
 
 def curves(samples: dict[str, list[list[dict[str, Any]]]]) -> Figure:
-    """The mean reward of the rollouts, a moving average; a line a run."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    by_step, by_time = figure.subplots(1, 2, sharey=True)
-    for number, (variant, runs) in enumerate(samples.items()):
-        for place, run in enumerate(runs):
-            style = {"color": f"C{number}", "label": variant if place == 0 else None, "alpha": 0.85}
-            rewards = [step["reward"] for step in run]
-            smooth = [
-                sum(part) / len(part)
-                for part in (rewards[max(0, end - SMOOTHED_OVER) : end] for end in range(1, len(rewards) + 1))
-            ]
-            by_step.plot(range(1, len(run) + 1), smooth, **style)
-            by_time.plot(list(accumulate(step["seconds"] for step in run)), smooth, **style)
-    by_step.set(xlabel="step", ylabel=f"mean reward of the rollouts,\naverage over {SMOOTHED_OVER} steps")
-    by_time.set(xlabel="seconds since the first rollout began")
-    by_step.legend(frameon=False)
-    for axes in (by_step, by_time):
-        axes.grid(alpha=0.3)
+    """The mean reward of the rollouts and, where all tell it, distinct solutions; moving averages, a line a run."""
+    told = all(step.get("distinct") is not None for runs in samples.values() for run in runs for step in run)
+    quantities = {"reward": "mean reward of the rollouts"} | (
+        {"distinct": "distinct solutions a puzzle"} if told else {}
+    )
+    figure = Figure(figsize=(9, 3.4 * len(quantities)), layout="constrained")
+    for (quantity, title), axes in zip(
+        quantities.items(), figure.subplots(len(quantities), 2, squeeze=False, sharey="row"), strict=True
+    ):
+        by_step, by_time = axes
+        for number, (variant, runs) in enumerate(samples.items()):
+            for place, run in enumerate(runs):
+                style = {"color": f"C{number}", "label": variant if place == 0 else None, "alpha": 0.85}
+                smooth = _smooth([step[quantity] for step in run])
+                by_step.plot(range(1, len(run) + 1), smooth, **style)
+                by_time.plot(list(accumulate(step["seconds"] for step in run)), smooth, **style)
+        by_step.set(xlabel="step", ylabel=f"{title},\naverage over {SMOOTHED_OVER} steps")
+        by_time.set(xlabel="seconds since the first rollout began")
+        by_step.legend(frameon=False)
+        for one in axes:
+            one.grid(alpha=0.3)
     return figure
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    parts = (values[max(0, end - SMOOTHED_OVER) : end] for end in range(1, len(values) + 1))
+    return [sum(part) / len(part) for part in parts]

@@ -38,5 +38,7 @@ def test_the_picture_has_a_line_a_run(tmp_path: Path) -> None:
     by_step, by_time = curves(samples).axes
     assert len(by_step.lines) == len(by_time.lines) == 4
     assert list(by_time.lines[0].get_xdata()) == [99, 198, 199, 201]
+    both = {name: [[{**step, "distinct": 1.5} for step in one] for one in runs] for name, runs in samples.items()}
+    assert len(curves(both).axes) == 4 and list(curves(both).axes[2].lines[0].get_ydata()) == [1.5] * 4
     draw_curves(samples, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
