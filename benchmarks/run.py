@@ -6,7 +6,6 @@ The figures of a busy machine are worth nothing: run it when nothing else does.
 
 import argparse
 import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import checkpoint_cost, grading, plan_memory, startup, step_floor, update_cost
+from benchmarks.command_line import chosen
 from benchmarks.configuration import compose
 from benchmarks.launches import Launch, launch
 from benchmarks.machine import PROJECT, describe
@@ -48,7 +48,6 @@ TITLES = {
 def main() -> None:
     """Measure what the command line asks for."""
     options = _options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     machine = describe()
     earlier = {name: committed(name) for name in options.names}  # before today's take their place
     tables: dict[str, list[Row]] = {}
@@ -75,17 +74,13 @@ def committed(name: str, directory: Path = PROJECT / "benchmarks") -> dict[str, 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which, by default all: {', '.join(NAMES)}")
     parser.add_argument("--quick", action="store_true", help="does it work at all? Small sizes, figures worth nothing")
     parser.add_argument("--steps", type=int, default=20, help="RL steps that are compared")
     parser.add_argument(
         "--override", action="append", default=[], metavar="KEY=VALUE", help="Hydra override of the runs"
     )
     parser.add_argument("--out", type=Path, help="directory of the JSON files; by default here, --quick: outputs/")
-    options = parser.parse_args()
-    if unknown := set(options.names) - set(NAMES):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")
-    options.names = options.names or NAMES
+    options = chosen(parser, NAMES)
     options.steps = 2 if options.quick else options.steps
     options.out = options.out or PROJECT / ("outputs/benchmarks_quick" if options.quick else "benchmarks")
     return options

@@ -9,7 +9,6 @@ Prints a table and writes ``benchmarks/whole_runs/NAME.json``. For a machine on 
 """
 
 import argparse
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import steps
+from benchmarks.command_line import chosen
 from benchmarks.configuration import compose
 from benchmarks.machine import PROJECT, describe
 from benchmarks.rows import Row, ratio_row
@@ -138,14 +138,10 @@ def rows(result: dict[str, Any]) -> list[Row]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.whole_runs", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which, by default all: {', '.join(COMPARISONS)}")
-    options = parser.parse_args(arguments)
-    if unknown := set(options.names) - set(COMPARISONS):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(COMPARISONS)}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    options = chosen(parser, COMPARISONS, arguments)
     machine, tables = describe(), dict[str, list[Row]]()
     with RunConsole(sys.stdout) as console, tempfile.TemporaryDirectory(prefix="flowrl_bench_") as directory:
-        for name in options.names or COMPARISONS:
+        for name in options.names:
             result = measure(name, Path(directory) / name, console)
             out = Path(__file__).parent / "whole_runs" / f"{name}.json"
             write_json(out, {"benchmark": f"whole_runs/{name}", "machine": machine} | result, indent=1)

@@ -6,13 +6,13 @@ Countdown, ``docs/images/trl.png``. TRL gets an environment of its own, made on 
 """
 
 import argparse
-import signal
 import sys
 import tempfile
 from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.command_line import chosen
 from benchmarks.machine import PROJECT, describe
 from benchmarks.rows import Row
 from benchmarks.run import table
@@ -29,18 +29,14 @@ PICTURE = PROJECT / "docs" / "images" / "trl.png"
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trl", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which, by default all: {', '.join(WORKLOADS)}")
     parser.add_argument("--environment", type=Path, default=PROJECT / "outputs" / "trl_env", help="where TRL's is")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="directory of the JSON files")
-    options = parser.parse_args()
-    if unknown := set(options.names) - set(WORKLOADS):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(WORKLOADS)}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    options = chosen(parser, WORKLOADS)
     machine, tables = describe(), dict[str, list[Row]]()
     with RunConsole(sys.stdout) as console, tempfile.TemporaryDirectory(prefix="flowrl_bench_") as directory:
         with console.phase("TRL's environment"):
             python = environment.ensure(options.environment)
-        for name in options.names or WORKLOADS:
+        for name in options.names:
             workload = WORKLOADS[name]
             own_tasks.ensure(workload.config(), console)
             (Path(directory) / name).mkdir()
