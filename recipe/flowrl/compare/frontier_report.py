@@ -104,10 +104,10 @@ def load(path: Path) -> tuple[dict[str, Any], Runs]:
         raise UserError(f"{path}: not the outcome of an exact study, whose first line has the study")
     if not lines:
         raise UserError(f"{path}: no run in it yet")
-    several = len({line["lr"] for line in lines}) > 1
+    usual = min(line["lr"] for line in lines)
     found: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for line in lines:
-        name = f"{line['variant']}, rate {line['lr']:g}" if several else line["variant"]
+        name = line["variant"] if line["lr"] == usual else f"{line['variant']}, rate {line['lr']:g}"
         found.setdefault(name, {}).setdefault(line["seed"], []).append(line)
     return header["study"], {
         name: [sorted(points, key=lambda point: point["step"]) for points in seeds.values()]

@@ -174,6 +174,19 @@ def test_the_report_shows_every_run_and_the_better_one_ahead(tmp_path: Path) -> 
         assert part in page
 
 
+def test_another_learning_rate_is_another_system(tmp_path: Path) -> None:
+    from recipe.flowrl.compare.frontier_report import load
+
+    lines = [
+        measured(name, 0, step) | {"lr": lr} for lr in (3e-4, 1e-4) for name in ("grpo", "other") for step in (0, 10)
+    ]
+    _, runs = load(study(tmp_path, lines))
+    assert {name: len(points) for name, points in runs.items()} == dict.fromkeys(
+        ("grpo", "other", "grpo, rate 0.0003", "other, rate 0.0003"), 1
+    )
+    assert all([point["step"] for point in points[0]] == [0, 10] for points in runs.values())
+
+
 def test_a_report_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from recipe.flowrl.__main__ import main
 
