@@ -73,8 +73,8 @@ COMPARISONS = {
     ),
     "ranks": Comparison(
         {f"{ranks} rank{'s' * (ranks > 1)}": [f"trainer.n_gpus_per_node={ranks}"] for ranks in (1, 2)},
-        ["algo=flowrl"],
-        steps=8,
+        ["algo=grpo", "data.seed=1"],
+        steps=10,
         rounds=1,
     ),
     "modes": Comparison(
