@@ -4,6 +4,7 @@ import asyncio
 from collections import defaultdict
 from typing import Any
 
+import torch
 import transfer_queue as tq
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
@@ -35,10 +36,10 @@ class QueueWriter:
     async def _write_all(self) -> None:
         while self._waiting:
             taken, self._waiting = self._waiting, []
-            alike: dict[tuple[str, frozenset[str]], list[Row]] = defaultdict(list)
+            alike: dict[tuple[str, frozenset[Any]], list[Row]] = defaultdict(list)
             for rows, partition, _ in taken:
-                for row in rows:  # an empty response lacks a column
-                    alike[partition, frozenset(row[1])].append(row)
+                for row in rows:
+                    alike[partition, _form(row[1])].append(row)
             try:
                 for (partition, _), together in alike.items():
                     keys, columns, tags = map(list, zip(*together, strict=True))
@@ -56,3 +57,11 @@ class QueueWriter:
                     written.set_result(None)
                 else:
                     written.set_exception(outcome)
+
+
+def _form(columns: dict[str, Any]) -> frozenset[Any]:
+    """What rows must have in common to be one batch; an empty response lacks a column, and prompts may differ more."""
+    return frozenset(
+        (name, value.dtype, value.shape[1:], value.ndim) if isinstance(value, torch.Tensor) else name
+        for name, value in columns.items()
+    )

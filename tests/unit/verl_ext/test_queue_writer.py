@@ -63,13 +63,16 @@ def test_what_is_ready_during_a_write_goes_into_the_next(queue: Queue) -> None:
     assert queue.writes == [("train", ["a", "bb"]), ("train", ["ccc", "ddd", "eee"]), ("train", ["f"])]
 
 
-def test_partitions_and_rows_with_other_columns_are_written_by_themselves(queue: Queue) -> None:
+def test_partitions_and_rows_of_other_forms_are_written_by_themselves(queue: Queue) -> None:
     async def puts(writer: QueueWriter) -> None:
-        more = row("b", log_probs=torch.zeros(1))
-        await asyncio.gather(writer.put([row("a"), more], "train"), writer.put([row("c")], "val"))
+        others = [row("b", extra=torch.zeros(1)), row("c", extra=torch.zeros(2)), row("d", extra=None)]
+        others += [row("e", extra=torch.zeros(1, 4)), row("f", extra=torch.zeros(1, dtype=torch.int64))]
+        await asyncio.gather(writer.put([row("a"), *others], "train"), writer.put([row("a")], "val"))
 
     run(puts)
-    assert sorted(queue.writes) == [("train", ["a"]), ("train", ["b"]), ("val", ["c"])]
+    assert sorted(queue.writes) == [
+        ("train", ["a"]), ("train", ["b", "c"]), ("train", ["d"]), ("train", ["e"]), ("train", ["f"]), ("val", ["a"])
+    ]  # fmt: skip
 
 
 def test_a_failed_write_is_its_rows_failure_alone(queue: Queue) -> None:
