@@ -6,6 +6,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.launches import launch
@@ -123,22 +124,24 @@ def curves(samples: dict[str, list[list[dict[str, Any]]]]) -> Figure:
         {"distinct": "distinct solutions a puzzle"} if told else {}
     )
     figure = Figure(figsize=(9, 3.4 * len(quantities)), layout="constrained")
-    for (quantity, title), axes in zip(
-        quantities.items(), figure.subplots(len(quantities), 2, squeeze=False, sharey="row"), strict=True
-    ):
-        by_step, by_time = axes
-        for number, (variant, runs) in enumerate(samples.items()):
-            for place, run in enumerate(runs):
-                style = {"color": f"C{number}", "label": variant if place == 0 else None, "alpha": 0.85}
-                smooth = _smooth([step[quantity] for step in run])
-                by_step.plot(range(1, len(run) + 1), smooth, **style)
-                by_time.plot(list(accumulate(step["seconds"] for step in run)), smooth, **style)
+    panels = figure.subplots(len(quantities), 2, squeeze=False, sharey="row")
+    for (quantity, title), (by_step, by_time) in zip(quantities.items(), panels, strict=True):
+        _draw(by_step, by_time, samples, quantity)
         by_step.set(xlabel="step", ylabel=f"{title},\naverage over {SMOOTHED_OVER} steps")
         by_time.set(xlabel="seconds since the first rollout began")
         by_step.legend(frameon=False)
-        for one in axes:
-            one.grid(alpha=0.3)
+        by_step.grid(alpha=0.3)
+        by_time.grid(alpha=0.3)
     return figure
+
+
+def _draw(by_step: Axes, by_time: Axes, samples: dict[str, list[list[dict[str, Any]]]], quantity: str) -> None:
+    for number, (variant, runs) in enumerate(samples.items()):
+        for place, run in enumerate(runs):
+            style = {"color": f"C{number}", "label": variant if place == 0 else None, "alpha": 0.85}
+            smooth = _smooth([step[quantity] for step in run])
+            by_step.plot(range(1, len(run) + 1), smooth, **style)
+            by_time.plot(list(accumulate(step["seconds"] for step in run)), smooth, **style)
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

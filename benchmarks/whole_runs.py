@@ -72,7 +72,7 @@ COMPARISONS = {
         {"1 thread": [f'{_THREADS}="1"'], "2 threads": [f'{_THREADS}="2"']}, ["algo=flowrl"], steps=8, rounds=1
     ),
     "ranks": Comparison(
-        {f"{ranks} rank{'s' * (ranks > 1)}": [f"trainer.n_gpus_per_node={ranks}"] for ranks in (1, 2)},
+        {"1 rank": ["trainer.n_gpus_per_node=1"], "2 ranks": ["trainer.n_gpus_per_node=2"]},
         ["algo=grpo", "data.seed=1"],
         steps=10,
         rounds=1,

@@ -16,19 +16,19 @@ class QueueWriter:
     """Rows that come while a write is under way go together into the next one."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[list[Row], str, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Row, str, asyncio.Future[None]]] = []
         self._writing: asyncio.Task[None] | None = None
 
     async def put(self, rows: list[Row], partition: str) -> None:
         """Returns when ``rows`` are in the queue.
 
         Raises:
-            Exception: the write with these rows failed.
+            Exception: the write of some of them failed.
         """
         if not rows:
             return
         written = asyncio.get_running_loop().create_future()
-        self._waiting.append((rows, partition, written))
+        self._waiting += [(row, partition, written) for row in rows]
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write_all())
         await written
@@ -36,27 +36,22 @@ class QueueWriter:
     async def _write_all(self) -> None:
         while self._waiting:
             taken, self._waiting = self._waiting, []
-            alike: dict[tuple[str, frozenset[Any]], list[Row]] = defaultdict(list)
-            for rows, partition, _ in taken:
-                for row in rows:
-                    alike[partition, _form(row[1])].append(row)
-            try:
-                for (partition, _), together in alike.items():
-                    keys, columns, tags = map(list, zip(*together, strict=True))
+            alike: dict[tuple[str, frozenset[Any]], list[tuple[Row, asyncio.Future[None]]]] = defaultdict(list)
+            for row, partition, written in taken:
+                alike[partition, _form(row[1])].append((row, written))
+            for (partition, _), together in alike.items():
+                keys, columns, tags = map(list, zip(*(row for row, _ in together), strict=True))
+                try:
                     await tq.async_kv_batch_put(
                         keys=keys, fields=list_of_dict_to_tensordict(columns), tags=tags, partition_id=partition
                     )
-            except Exception as error:
-                outcome: Exception | None = error
-            else:
-                outcome = None
+                except Exception as error:
+                    for _, written in together:
+                        if not written.done():
+                            written.set_exception(error)
             for _, _, written in taken:
-                if written.done():  # who waited was cancelled
-                    continue
-                if outcome is None:
+                if not written.done():  # failed, or who waited was cancelled
                     written.set_result(None)
-                else:
-                    written.set_exception(outcome)
 
 
 def _form(columns: dict[str, Any]) -> frozenset[Any]:

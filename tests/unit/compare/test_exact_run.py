@@ -40,13 +40,13 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not(
 
     step, begun = Trainer.step, []
 
-    def three_steps(trainer: Trainer) -> dict[str, float]:
+    def until_cut(trainer: Trainer) -> dict[str, float]:
         begun.append(trainer.steps_done)
         if len(begun) == staleness + 4:
             raise KeyboardInterrupt
         return step(trainer)
 
-    monkeypatch.setattr(Trainer, "step", three_steps)
+    monkeypatch.setattr(Trainer, "step", until_cut)
     with pytest.raises(KeyboardInterrupt):
         carry_out(run, tmp_path / "cut")
     assert points_of(tmp_path / "cut") == whole[:2] and not (tmp_path / "cut" / exact_run.DONE).exists()

@@ -90,6 +90,17 @@ def test_a_failed_write_is_its_rows_failure_alone(queue: Queue) -> None:
     assert first is None and third is None and isinstance(second, ConnectionError)
 
 
+def test_a_failed_write_costs_no_row_of_another_form(queue: Queue) -> None:
+    queue.fails = {"bad"}
+
+    async def puts(writer: QueueWriter) -> list[Any]:
+        rows = [[row("a")], [row("b"), row("bad", extra=None)], [row("c", other=None)]]
+        return await asyncio.gather(*(writer.put(one, "train") for one in rows), return_exceptions=True)
+
+    first, second, third = run(puts)
+    assert first is None and third is None and isinstance(second, ConnectionError)
+
+
 def test_a_caller_that_is_cancelled_leaves_the_others_be(queue: Queue) -> None:
     async def puts(writer: QueueWriter) -> None:
         gone, stays = (asyncio.create_task(writer.put([row(key)], "train")) for key in ("a", "b"))
