@@ -7,9 +7,18 @@ import numpy as np
 
 Measure = tuple[str, str]
 """A split and the name of one of its measures."""
+RIGHT: Measure = ("train", "right")
+EFFECTIVE: Measure = ("train", "effective")
+HELD_OUT_RIGHT: Measure = ("held_out", "right")
+HELD_OUT_PASS: Measure = ("held_out", "pass@64")
+
+Run = Sequence[Mapping[str, Any]]
+"""The points of a run, in the order of their steps."""
+Runs = Mapping[str, Sequence[Run]]
+"""System -> its runs, one a seed."""
 
 
-def along_training(points: Sequence[Mapping[str, Any]], measure: Measure, temperature: str = "1") -> np.ndarray:
+def along_training(points: Run, measure: Measure, temperature: str = "1") -> np.ndarray:
     """(len(points),) one measure of a run, step by step."""
     split, name = measure
     return np.array([point[split][temperature][name] for point in points])
@@ -26,7 +35,7 @@ def temperatures(point: Mapping[str, Any], split: str) -> list[str]:
     return sorted((name for name in point[split] if name != "sampled"), key=float)
 
 
-def best_at(points: Sequence[Mapping[str, Any]], accuracy: Measure, worth: Measure, levels: np.ndarray) -> np.ndarray:
+def best_at(points: Run, accuracy: Measure, worth: Measure, levels: np.ndarray) -> np.ndarray:
     """The most that a run can have of ``worth`` at each accuracy, whenever it is stopped and however it is sampled.
 
     Args:
@@ -51,12 +60,12 @@ def best_at(points: Sequence[Mapping[str, Any]], accuracy: Measure, worth: Measu
     return best
 
 
-def best_at_level(points: Sequence[Mapping[str, Any]], accuracy: Measure, worth: Measure, level: float) -> float:
+def best_at_level(points: Run, accuracy: Measure, worth: Measure, level: float) -> float:
     """:func:`best_at` at one accuracy."""
     return float(best_at(points, accuracy, worth, np.array([level]))[0])
 
 
-def at_accuracy(points: Sequence[Mapping[str, Any]], accuracy: Measure, worth: Measure, level: float) -> float:
+def at_accuracy(points: Run, accuracy: Measure, worth: Measure, level: float) -> float:
     """``worth`` at temperature 1 where a run first reaches an accuracy, on a straight line between evaluations.
 
     nan where it never does.

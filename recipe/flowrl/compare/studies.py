@@ -139,7 +139,7 @@ STUDIES = {
             Variant("grpo", "grpo"),
             Variant("flowrl", "flowrl"),
             Variant("flowrl_beta_0.3", "flowrl", ("flowrl.beta=0.3",)),
-            Variant("flowrl_plus_beta_3", "flowrl_plus", ("flowrl.beta=3",)),
+            *[Variant(f"flowrl_plus_beta_{beta}", "flowrl_plus", (f"flowrl.beta={beta}",)) for beta in (3, 5)],
             Variant("grpo_kl_matched_0.3", "grpo_kl_matched", ("algorithm.kl_matched_beta=0.3",)),
         ),
         steps=150,

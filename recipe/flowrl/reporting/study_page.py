@@ -1,6 +1,7 @@
 """A self-contained HTML page of tables and figures, for studies over several runs."""
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,20 +41,35 @@ def line_style(index: int) -> dict[str, Any]:
     return {"color": palette[index % len(palette)], "linestyle": "--" if index >= len(palette) else "-"}
 
 
+def switched_by(index: int) -> str:
+    """The gid of an artist that the ``index``-th switch of a page shows and hides."""
+    return f"switched-{index}"
+
+
 def svg(figure: Figure) -> Markup:
-    """``figure`` as inline SVG with its texts as texts."""
+    """``figure`` as inline SVG with its texts as texts. Ids of :func:`switched_by`, which repeat, become classes."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "flowrl"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
-    return Markup(text[text.index("<svg") :])
+    return Markup(re.sub(r'<g id="(switched-\d+)">', r'<g class="\1">', text[text.index("<svg") :]))
 
 
-def write_page(path: Path, title: str, intro: str, sections: Sequence[Section]) -> Path:
-    """Write the page; an older one is replaced in one step. Returns ``path``."""
+def write_page(
+    path: Path, title: str, intro: str, sections: Sequence[Section], switches: Sequence[tuple[str, str]] = ()
+) -> Path:
+    """Write the page; an older one is replaced in one step. Returns ``path``.
+
+    Args:
+        path, title, intro, sections: of the page.
+        switches: name and look of each curve that can be hidden, in the order of :func:`switched_by`; the look is a
+            line's of CSS, as ``solid #1f77b4``.
+    """
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    html = environment.get_template("page.html.j2").render(title=title, intro=intro, sections=sections)
+    html = environment.get_template("page.html.j2").render(
+        title=title, intro=intro, sections=sections, switches=switches
+    )
     write_text(path, html)
     return path

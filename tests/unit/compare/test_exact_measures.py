@@ -150,7 +150,7 @@ def measured(variant: str, seed: int, step: int) -> dict[str, Any]:
     """A line of a made-up run: accuracy rises and diversity falls along training, the reverse with temperature."""
 
     def at(temperature: float) -> dict[str, float]:
-        grown = step / 20 * (0.9 if variant == "grpo" else 0.8) + 0.01 * seed
+        grown = step / 20 * (0.8 if variant == "other" else 0.9) + 0.01 * seed
         right = (0.2 + 0.6 * grown) / temperature
         effective = 1 + 3 * (1 - grown) * temperature + (variant != "grpo")
         return {"right": right, "pass@64": 1 - right / 3, "effective": effective, "distinct@64": 3.0, "kl_right": grown}
@@ -172,6 +172,22 @@ def test_the_report_shows_every_run_and_the_better_one_ahead(tmp_path: Path) -> 
     page = path.with_suffix(".html").read_text()
     for part in ("At the same accuracy", "Along training", "Along the sampling temperature", "other", "95% of grpo"):
         assert part in page
+    for index in (0, 1):
+        assert page.count(f'id="switch-{index}"') == 1 and page.count(f'class="switched-{index}"') > 10
+
+
+def test_pairs_are_compared_at_the_accuracy_of_the_baseline(tmp_path: Path) -> None:
+    from recipe.flowrl.compare.frontier_report import load
+    from recipe.flowrl.compare.frontier_tables import against_baseline
+
+    lines = [
+        measured(name, seed, step) for name in ("grpo", "other", "more") for seed in (0, 1) for step in (0, 10, 20)
+    ]
+    lines += [measured("more", 2, step) for step in (0, 10, 20)]
+    table = against_baseline(load(study(tmp_path, lines))[1]).table
+    # At 95% of 74.3%: more has 2.47 where grpo has 1.47, and other, which is the less accurate one, none.
+    assert table and table.rows[0] == ["other", "2", "–", "–", "–"]
+    assert table.rows[1] == ["more", "2", "1.68 [1.68, 1.68]", "+0.0 [+0.0, +0.0]", "+0.0 [+0.0, +0.0]"]
 
 
 def test_another_learning_rate_is_another_system(tmp_path: Path) -> None:
