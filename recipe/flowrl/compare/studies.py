@@ -118,7 +118,7 @@ STUDIES = {
             Variant("grpo", "grpo"),
             Variant("flowrl", "flowrl"),
             *[Variant(f"flowrl_beta_{beta}", "flowrl", (f"flowrl.beta={beta}",)) for beta in (1, 0.3)],
-            *[Variant(f"flowrl_plus_beta_{beta}", "flowrl_plus", (f"flowrl.beta={beta}",)) for beta in (3, 4, 5)],
+            *[Variant(f"flowrl_plus_beta_{beta}", "flowrl_plus", (f"flowrl.beta={beta}",)) for beta in (3, 5, 7)],
             Variant("tb_replay", "tb_replay"),
             *[
                 Variant(f"grpo_kl_matched_{beta}", "grpo_kl_matched", (f"algorithm.kl_matched_beta={beta}",))
