@@ -1,9 +1,14 @@
-"""Draws the pictures of the exact studies, ``docs/images/*.png``, from their measurements.
+"""Draws the pictures of docs/results.md, ``docs/images/*.png``, from what was measured.
 
 python -m benchmarks.study_pictures [NAME ...]
 """
 
 import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+
+from matplotlib.figure import Figure
 
 from benchmarks.command_line import chosen
 from recipe.flowrl.common.files import replacing
@@ -11,19 +16,67 @@ from recipe.flowrl.common.project import PROJECT
 from recipe.flowrl.compare.frontier_figures import best_figure
 from recipe.flowrl.compare.frontier_report import load
 
-PICTURES: dict[str, tuple[str, ...]] = {
+MEASURED = PROJECT / "benchmarks"
+
+SYSTEMS: dict[str, tuple[str, ...]] = {
     "repeated": ("grpo", "flowrl", "flowrl_beta_1", "flowrl_beta_0.3", "flowrl_plus_beta_5", "grpo_kl_matched_0.3"),
     "change": ("grpo", "flowrl", "flowrl_beta_0.3", "flowrl_plus_beta_3", "grpo_kl_matched_0.3"),
 }
-"""Study -> the systems in its picture; its report has all."""
+"""Exact study -> the systems in its picture; its report has all."""
+
+ENDINGS: dict[str, str] = {
+    "flowrl_plus, β = 3": "raw_3/flowrl_plus",
+    "flowrl_plus, β = 3, data 8 steps old": "stale_8/flowrl_plus",
+    "rloo with a KL term of 1/3": "raw_3/rloo",
+    "flowrl, β = 1": "raw_1/flowrl",
+    "flowrl_plus, β = 5": "raw_5/flowrl_plus",
+    "rloo with a KL term of 1/5": "raw_5/rloo",
+    "flowrl, β = 3": "raw_3/flowrl",
+    "flowrl_plus, β = 15": "raw_15/flowrl_plus",
+    "flowrl, β = 15": "raw_15/flowrl",
+    "flowrl, β = 3, normalised reward": "norm_3/flowrl",
+    "flowrl, β = 15, normalised reward: the paper's": "norm_15/flowrl",
+}
+"""What the exact test trained, with answers of different lengths -> its directory of runs."""
+
+
+def frontiers(study: str) -> Figure:
+    """The most diversity at each accuracy."""
+    _, runs = load(MEASURED / study / f"{study}.jsonl")
+    return best_figure({system: runs[system] for system in SYSTEMS[study]})
+
+
+def distances(directory: str) -> list[float]:
+    """KL(policy || its own target) of the worst prompt, nats, a number a run."""
+    results = sorted((MEASURED / "distribution_endings" / directory).glob("seed_*/result.json"))
+    return [json.loads(result.read_text())["worst"]["kl_policy_target"] for result in results]
+
+
+def endings() -> Figure:
+    """How far from its own target each objective ends."""
+    figure = Figure(figsize=(8.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for row, directory in enumerate(ENDINGS.values()):
+        found = distances(directory)
+        axes.plot(found, [row] * len(found), "o", color="#1f77b4", markersize=6, alpha=0.7)
+    axes.set_yticks(range(len(ENDINGS)), list(ENDINGS))
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel("KL(policy ‖ its own target), worst of four prompts, nats; a dot a seed")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+PICTURES: dict[str, Callable[[], Figure]] = {
+    **{study: partial(frontiers, study) for study in SYSTEMS},
+    "endings": endings,
+}
 
 
 def main() -> None:
     """Draw those that are named."""
     for name in chosen(argparse.ArgumentParser(description=__doc__), PICTURES).names:
-        _, runs = load(PROJECT / "benchmarks" / name / f"{name}.jsonl")
-        picture = PROJECT / "docs" / "images" / f"{name}.png"
-        figure = best_figure({system: runs[system] for system in PICTURES[name]})
+        figure, picture = PICTURES[name](), PROJECT / "docs" / "images" / f"{name}.png"
         with replacing(picture) as temporary:
             # Without the version of the library, the same numbers make the same file.
             figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})

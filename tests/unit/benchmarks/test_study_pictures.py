@@ -1,13 +1,22 @@
-"""The pictures of docs/results.md: every system that they name was measured."""
+"""The pictures of docs/results.md: what they name was measured."""
 
 import pytest
 
-from benchmarks.study_pictures import PICTURES
-from recipe.flowrl.common.project import PROJECT
+from benchmarks.study_pictures import ENDINGS, MEASURED, PICTURES, SYSTEMS, distances
 from recipe.flowrl.compare.frontier_report import load
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_the_systems_of_a_picture_are_in_the_measurements(name: str) -> None:
-    _, runs = load(PROJECT / "benchmarks" / name / f"{name}.jsonl")
-    assert set(PICTURES[name]) <= set(runs)
+@pytest.mark.parametrize("study", SYSTEMS)
+def test_the_systems_of_a_picture_are_in_the_measurements(study: str) -> None:
+    _, runs = load(MEASURED / study / f"{study}.jsonl")
+    assert set(SYSTEMS[study]) <= set(runs)
+
+
+def test_every_objective_of_the_exact_test_has_three_runs() -> None:
+    assert {len(distances(directory)) for directory in ENDINGS.values()} == {3}
+    assert max(distances("raw_3/flowrl_plus")) < 0.01 < min(distances("norm_15/flowrl"))
+
+
+def test_a_picture_has_a_row_an_objective() -> None:
+    axes = PICTURES["endings"]().axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(ENDINGS) and len(axes.lines) == len(ENDINGS)
