@@ -18,11 +18,17 @@ from recipe.flowrl.compare.frontier_report import load
 
 MEASURED = PROJECT / "benchmarks"
 
-SYSTEMS: dict[str, tuple[str, ...]] = {
-    "repeated": ("grpo", "flowrl", "flowrl_beta_1", "flowrl_beta_0.3", "flowrl_plus_beta_5", "grpo_kl_matched_0.3"),
-    "change": ("grpo", "flowrl", "flowrl_beta_0.3", "flowrl_plus_beta_3", "grpo_kl_matched_0.3"),
+FRONTIERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "repeated": (
+        "repeated/repeated.jsonl",
+        ("grpo", "flowrl", "flowrl_beta_1", "flowrl_beta_0.3", "flowrl_plus_beta_5", "grpo_kl_matched_0.3"),
+    ),
+    "change": (
+        "change/change_600_steps.jsonl",
+        ("grpo", "flowrl_beta_0.3", "flowrl_plus_beta_5", "grpo_kl_matched_0.3"),
+    ),
 }
-"""Exact study -> the systems in its picture; its report has all."""
+"""Picture -> the outcome of an exact study, and the systems that are shown; its report has all."""
 
 ENDINGS: dict[str, str] = {
     "flowrl_plus, β = 3": "raw_3/flowrl_plus",
@@ -40,10 +46,11 @@ ENDINGS: dict[str, str] = {
 """What the exact test trained, with answers of different lengths -> its directory of runs."""
 
 
-def frontiers(study: str) -> Figure:
+def frontiers(name: str) -> Figure:
     """The most diversity at each accuracy."""
-    _, runs = load(MEASURED / study / f"{study}.jsonl")
-    return best_figure({system: runs[system] for system in SYSTEMS[study]})
+    outcome, systems = FRONTIERS[name]
+    _, runs = load(MEASURED / outcome)
+    return best_figure({system: runs[system] for system in systems})
 
 
 def distances(directory: str) -> list[float]:
@@ -68,7 +75,7 @@ def endings() -> Figure:
 
 
 PICTURES: dict[str, Callable[[], Figure]] = {
-    **{study: partial(frontiers, study) for study in SYSTEMS},
+    **{name: partial(frontiers, name) for name in FRONTIERS},
     "endings": endings,
 }
 

@@ -27,7 +27,7 @@ _INTRO = (
     "of all solutions of a puzzle, not from samples. Right: the probability of a "
     "solution. Effective solutions: exp of the entropy over the solutions of a right answer. Points and lines: means "
     "over seeds; bands and intervals: 95% over seeds (Student's t), on these puzzles and from this base policy; bands "
-    "of two runs: from the one to the other. What is unticked below is taken out of the figures."
+    "of two runs: from the one to the other; tables have both. What is unticked below is taken out of the figures."
 )
 
 

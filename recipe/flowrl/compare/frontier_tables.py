@@ -97,15 +97,16 @@ def _pairs(ours: Sequence[Run], theirs: Sequence[Run]) -> list[tuple[Run, Run]]:
 
 
 def cell(values: Sequence[float], form: str) -> str:
-    """The mean and its interval; how many runs it is of, where not all of them got there."""
-    mean, low, high = interval(values)
-    if np.isnan(mean):
+    """The mean and its interval, or both of two values; how many runs it is of, where not all of them got there."""
+    reached = [value for value in values if not np.isnan(value)]
+    if not reached:
         return "–"
-    text = form.format(mean)
-    if not np.isnan(low):
-        text += f" [{form.format(low)}, {form.format(high)}]"
-    reached = int(np.sum(~np.isnan(values)))
-    return text if reached == len(values) else f"{text} ({reached} of {len(values)} runs)"
+    mean, low, high = interval(reached)
+    if len(reached) == 2:
+        text = " and ".join(map(form.format, reached))
+    else:
+        text = form.format(mean) + ("" if np.isnan(low) else f" [{form.format(low)}, {form.format(high)}]")
+    return text if len(reached) == len(values) else f"{text} ({len(reached)} of {len(values)} runs)"
 
 
 def end_table(runs: Runs) -> Section:

@@ -2,14 +2,14 @@
 
 import pytest
 
-from benchmarks.study_pictures import ENDINGS, MEASURED, PICTURES, SYSTEMS, distances
+from benchmarks.study_pictures import ENDINGS, FRONTIERS, MEASURED, PICTURES, distances
 from recipe.flowrl.compare.frontier_report import load
 
 
-@pytest.mark.parametrize("study", SYSTEMS)
-def test_the_systems_of_a_picture_are_in_the_measurements(study: str) -> None:
-    _, runs = load(MEASURED / study / f"{study}.jsonl")
-    assert set(SYSTEMS[study]) <= set(runs)
+@pytest.mark.parametrize("name", FRONTIERS)
+def test_the_systems_of_a_picture_are_in_the_measurements(name: str) -> None:
+    outcome, systems = FRONTIERS[name]
+    assert set(systems) <= set(load(MEASURED / outcome)[1])
 
 
 def test_every_objective_of_the_exact_test_has_three_runs() -> None:
