@@ -141,6 +141,8 @@ STUDIES = {
             Variant("flowrl_beta_0.3", "flowrl", ("flowrl.beta=0.3",)),
             *[Variant(f"flowrl_plus_beta_{beta}", "flowrl_plus", (f"flowrl.beta={beta}",)) for beta in (3, 5)],
             Variant("grpo_kl_matched_0.3", "grpo_kl_matched", ("algorithm.kl_matched_beta=0.3",)),
+            # The optimum of the reward with this KL term is flowrl_plus's target at beta = 5.
+            Variant("rloo_kl_matched_5", "rloo", ("algorithm.kl_ctrl.kl_coef=0.2",)),
         ),
         steps=150,
         samples=16,
