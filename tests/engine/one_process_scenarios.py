@@ -23,7 +23,9 @@ from recipe.flowrl.worker import flowrl_worker_loss
 from verl_ext.nonfinite import GuardedTrainingWorker, UpdateGuard
 
 ALGORITHMS = ("flowrl", "flowrl_plus", "grpo", "grpo_kl_matched", "rloo")
+CLIP_GRAD = 2.0
 OVERRIDES = (
+    f"actor_rollout_ref.actor.optim.clip_grad={CLIP_GRAD}",
     "data.train_batch_size=8",
     "actor_rollout_ref.actor.ppo_mini_batch_size=4",
     "actor_rollout_ref.rollout.n=4",
