@@ -49,7 +49,7 @@ def write_report(path: Path, out: Path | None = None) -> Path:
             "stopping earlier. The base policy may choose its temperature.",
             figure=svg(best_figure(runs)),
         ),
-        against_baseline(runs),
+        *against_baseline(runs),
         *at_levels(runs),
         Section(
             "Along training",

@@ -61,8 +61,11 @@ def _level_row(runs: Sequence[Run], level: float) -> list[str]:
     return cells
 
 
-def against_baseline(runs: Runs) -> Section:
-    """What each system has more than the baseline's run of the same seed, each stopped and sampled as is best."""
+def against_baseline(runs: Runs) -> list[Section]:
+    """What each system has more than the baseline's run of the same seed, each stopped and sampled as is best.
+
+    A table, or none where no other system has a seed of the baseline.
+    """
     name = baseline_of(runs)
     level = accuracy_levels(runs)[OF_BASELINE[-1]]
     held_out = OF_BASELINE[-1] * float(np.mean([along_training(run, HELD_OUT_RIGHT).max() for run in runs[name]]))
@@ -81,13 +84,14 @@ def against_baseline(runs: Runs) -> Section:
             ]
             rows.append([system, str(len(pairs)), *cells])
     header = ["", "pairs", "effective solutions, ×", "held-out pass@64, points", "pass@64 by held-out accuracy, points"]
-    return Section(
+    section = Section(
         f"Beside {name}'s runs of the same seed",
         f"The best over all steps and temperatures of both: at {100 * level:.1f}% right on the training puzzles, "
         f"{OF_BASELINE[-1]:.0%} of {name}'s last accuracy; in the last column at {100 * held_out:.1f}% right on the "
         f"held-out ones, {OF_BASELINE[-1]:.0%} of the highest that it has there along training.",
         table=Table(header, rows),
     )
+    return [section] if rows else []
 
 
 def _pairs(ours: Sequence[Run], theirs: Sequence[Run]) -> list[tuple[Run, Run]]:
