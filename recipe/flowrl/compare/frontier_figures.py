@@ -127,7 +127,7 @@ def styles(count: int) -> list[dict[str, Any]]:
     return [
         {
             "color": palette[index % len(palette)],
-            "linestyle": ("-", "--", ":")[index // len(palette) % 3],
+            "linestyle": ("solid", "dashed", "dotted")[index // len(palette) % 3],
             "gid": switched_by(index),
         }
         for index in range(count)

@@ -20,7 +20,6 @@ from recipe.flowrl.compare.frontier_tables import against_baseline, at_levels, e
 from recipe.flowrl.compare.frontiers import Runs
 from recipe.flowrl.reporting.study_page import Section, svg, write_page
 
-_CSS_LINES = {"-": "solid", "--": "dashed", ":": "dotted"}
 _INTRO = (
     "{train_puzzles} training puzzles seen again and again, {puzzles} held-out ones; evaluated every {every} steps, "
     "{steps} steps at most, or until 1.1 effective solutions are left. Every figure is computed from the probabilities "
@@ -66,7 +65,7 @@ def write_report(path: Path, out: Path | None = None) -> Path:
         Section("Step by step", "T = 1; bands over seeds.", figure=svg(steps_figure(runs))),
         end_table(runs),
     ]
-    looks = [f"{_CSS_LINES[style['linestyle']]} {to_hex(style['color'])}" for style in styles(len(runs))]
+    looks = [f"{style['linestyle']} {to_hex(style['color'])}" for style in styles(len(runs))]
     page, title = out or path.with_suffix(".html"), f"Comparison: {path.stem}"
     return write_page(page, title, _INTRO.format(**facts), sections, list(zip(runs, looks, strict=True)))
 

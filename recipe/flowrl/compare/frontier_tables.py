@@ -1,6 +1,7 @@
 """The tables of an exact study: at the same accuracy, beside the baseline's runs of the same seed, at the end."""
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -9,7 +10,6 @@ from recipe.flowrl.compare.frontiers import (
     HELD_OUT_PASS,
     HELD_OUT_RIGHT,
     RIGHT,
-    Measure,
     Run,
     Runs,
     along_training,
@@ -25,14 +25,14 @@ OF_BASELINE = (0.7, 0.85, 0.95)
 """Shares of the baseline's final accuracy."""
 
 
-def baseline_of(runs: Runs) -> str:
+def _baseline_of(runs: Runs) -> str:
     """The system that the others are compared with."""
     return BASELINE if BASELINE in runs else next(iter(runs))
 
 
-def accuracy_levels(runs: Runs) -> dict[float, float]:
+def _accuracy_levels(runs: Runs) -> dict[float, float]:
     """Accuracies on the training puzzles at which systems are compared, by their share of the baseline's last."""
-    last = float(np.mean([points[-1]["train"]["1"]["right"] for points in runs[baseline_of(runs)]]))
+    last = float(np.mean([points[-1]["train"]["1"]["right"] for points in runs[_baseline_of(runs)]]))
     return {share: share * last for share in OF_BASELINE}
 
 
@@ -40,7 +40,7 @@ def at_levels(runs: Runs) -> list[Section]:
     """A table for each accuracy."""
     return [
         Section(
-            f"At {100 * level:.1f}% right on the training puzzles, {share:.0%} of {baseline_of(runs)}'s last accuracy",
+            f"At {100 * level:.1f}% right on the training puzzles, {share:.0%} of {_baseline_of(runs)}'s last accuracy",
             "Along training: at T = 1, where that accuracy is first reached. Best: over all steps and temperatures. "
             "– : not reached.",
             table=Table(
@@ -48,7 +48,7 @@ def at_levels(runs: Runs) -> list[Section]:
                 [[system, str(len(of_seeds)), *_level_row(of_seeds, level)] for system, of_seeds in runs.items()],
             ),
         )
-        for share, level in accuracy_levels(runs).items()
+        for share, level in _accuracy_levels(runs).items()
     ]
 
 
@@ -57,7 +57,7 @@ def _level_row(runs: Sequence[Run], level: float) -> list[str]:
     for choose in (at_accuracy, best_at_level):
         for worth, scale, form in ((EFFECTIVE, 1, "{:.2f}"), (HELD_OUT_PASS, 100, "{:.1f}%")):
             values = [scale * choose(points, RIGHT, worth, level) for points in runs]
-            cells.append(cell(values, form))
+            cells.append(_cell(values, form))
     return cells
 
 
@@ -66,23 +66,31 @@ def against_baseline(runs: Runs) -> list[Section]:
 
     A table, or none where no other system has a seed of the baseline.
     """
-    name = baseline_of(runs)
-    level = accuracy_levels(runs)[OF_BASELINE[-1]]
+    name = _baseline_of(runs)
+    level = _accuracy_levels(runs)[OF_BASELINE[-1]]
     held_out = OF_BASELINE[-1] * float(np.mean([along_training(run, HELD_OUT_RIGHT).max() for run in runs[name]]))
-    columns: tuple[tuple[Measure, Measure, float, Callable[[float, float], float], str], ...] = (
-        (RIGHT, EFFECTIVE, level, lambda ours, theirs: ours / theirs, "{:.2f}"),
-        (RIGHT, HELD_OUT_PASS, level, lambda ours, theirs: 100 * (ours - theirs), "{:+.1f}"),
-        (HELD_OUT_RIGHT, HELD_OUT_PASS, held_out, lambda ours, theirs: 100 * (ours - theirs), "{:+.1f}"),
+    columns = (
+        (RIGHT, EFFECTIVE, level, operator.truediv, 1, "{:.2f}"),
+        (RIGHT, HELD_OUT_PASS, level, operator.sub, 100, "{:+.1f}"),
+        (HELD_OUT_RIGHT, HELD_OUT_PASS, held_out, operator.sub, 100, "{:+.1f}"),
     )
+    best = {
+        system: {
+            run[0]["seed"]: np.array([best_at_level(run, by, worth, at) for by, worth, at, *_ in columns])
+            for run in of_seeds
+        }
+        for system, of_seeds in runs.items()
+    }
+    theirs = best.pop(name)
     rows = []
-    for system in runs:
-        pairs = _pairs(runs[system], runs[name])
-        if system != name and pairs:
-            cells = [
-                cell([against(*(best_at_level(run, by, worth, at) for run in pair)) for pair in pairs], form)
-                for by, worth, at, against, form in columns
-            ]
-            rows.append([system, str(len(pairs)), *cells])
+    for system, ours in best.items():
+        seeds = [seed for seed in ours if seed in theirs]
+        cells = [
+            _cell([scale * against(ours[seed][index], theirs[seed][index]) for seed in seeds], form)
+            for index, (_, _, _, against, scale, form) in enumerate(columns)
+        ]
+        if seeds:
+            rows.append([system, str(len(seeds)), *cells])
     header = ["", "pairs", "effective solutions, ×", "held-out pass@64, points", "pass@64 by held-out accuracy, points"]
     section = Section(
         f"Beside {name}'s runs of the same seed",
@@ -94,13 +102,7 @@ def against_baseline(runs: Runs) -> list[Section]:
     return [section] if rows else []
 
 
-def _pairs(ours: Sequence[Run], theirs: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """Runs of the same seed."""
-    of_seed = {run[0]["seed"]: run for run in theirs}
-    return [(run, of_seed[run[0]["seed"]]) for run in ours if run[0]["seed"] in of_seed]
-
-
-def cell(values: Sequence[float], form: str) -> str:
+def _cell(values: Sequence[float], form: str) -> str:
     """The mean and its interval, or both of two values; how many runs it is of, where not all of them got there."""
     reached = [value for value in values if not np.isnan(value)]
     if not reached:
@@ -134,7 +136,7 @@ def end_table(runs: Runs) -> Section:
             ([100 * _outside(points) for points in of_seeds], "{:.2f}%"),
             ([100 * _clipped(points) for points in of_seeds], "{:.0f}%"),
         )
-        rows.append([name, str(len(ends)), *(cell(values, form) for values, form in measures)])
+        rows.append([name, str(len(ends)), *(_cell(values, form) for values, form in measures)])
     return Section("At the end of each run", "T = 1.", table=Table(header, rows))
 
 
