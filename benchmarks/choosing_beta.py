@@ -17,11 +17,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from benchmarks.pictures import save_picture
 from recipe.flowrl.common.project import PROJECT
 from recipe.flowrl.config import FlowRLConfig
 from recipe.flowrl.objective import flowrl_loss
 from recipe.flowrl.preflight.target import success_rate
-from verl_ext.files import replacing
 
 BEFORE = 0.2
 """The reference's success rate in the first two pictures."""
@@ -207,10 +207,7 @@ def main(arguments: list[str]) -> None:
     if given:
         raise SystemExit(f"unknown: {', '.join(given)}; there is out=DIR")
     for name, draw in PICTURES.items():
-        # Without the version of the library, the same numbers make the same file.
-        picture = draw()
-        with replacing(out / f"{name}.png") as temporary:
-            picture.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
+        save_picture(draw(), out / f"{name}.png")
         print(out / f"{name}.png", flush=True)
 
 

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.launches import launch
+from benchmarks.pictures import save_picture
 from benchmarks.rows import Row, summary_row
 from benchmarks.stats import summarize
 from benchmarks.usage import Usage, watched
-from recipe.flowrl.common.files import replacing
 from recipe.flowrl.reporting import names
 
 PHASES = ("gen", "old_log_prob", "ref", "update_actor")
@@ -112,9 +112,7 @@ def draw_curves(samples: dict[str, list[list[dict[str, Any]]]], path: Path) -> N
         samples: what is compared -> its runs -> their steps, each a :class:`Step` as a dictionary.
         path: of the PNG file.
     """
-    # Without the version of the library, the same numbers make the same file.
-    with replacing(path) as temporary:
-        curves(samples).savefig(temporary, format="png", dpi=130, metadata={"Software": None})
+    save_picture(curves(samples), path)
 
 
 def curves(samples: dict[str, list[list[dict[str, Any]]]]) -> Figure:

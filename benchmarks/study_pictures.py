@@ -11,7 +11,7 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from benchmarks.command_line import chosen
-from recipe.flowrl.common.files import replacing
+from benchmarks.pictures import save_picture
 from recipe.flowrl.common.project import PROJECT
 from recipe.flowrl.compare.frontier_figures import best_figure
 from recipe.flowrl.compare.frontier_report import load
@@ -84,9 +84,7 @@ def main() -> None:
     """Draw those that are named."""
     for name in chosen(argparse.ArgumentParser(description=__doc__), PICTURES).names:
         figure, picture = PICTURES[name](), PROJECT / "docs" / "images" / f"{name}.png"
-        with replacing(picture) as temporary:
-            # Without the version of the library, the same numbers make the same file.
-            figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+        save_picture(figure, picture)
         print(picture, flush=True)
 
 
