@@ -91,6 +91,9 @@ _OWN = {
     "prorl": ("algorithm.reference_reset_steps=6",),
 }
 
+_ELSEWHERE = ("grpo", "flowrl", "flowrl_plus", "tb_replay", "grpo_kl_matched", "prorl")
+"""Presets that ``repeated`` names itself, most of them with values of its own."""
+
 # Four updates a step: on two cores the rollouts cost most, and the paper has 16.
 _OVERRIDES = ("actor_rollout_ref.actor.ppo_mini_batch_size=8",)
 
@@ -127,7 +130,9 @@ STUDIES = {
             # The optimum of the reward with this KL term is flowrl_plus's target at beta = 3.
             Variant("rloo_kl_matched_3", "rloo", (f"algorithm.kl_ctrl.kl_coef={1 / 3:.4f}",)),
             Variant("grpo_entropy", "grpo", ("actor_rollout_ref.actor.entropy_coeff=0.01",)),
-            *[Variant(name, name) for name in ("dapo", "passk", "kl_cov", "ppo")],
+            # Half of the steps, as in the other study.
+            Variant("prorl_reset_75", "prorl", ("algorithm.reference_reset_steps=75",)),
+            *[Variant(name, name) for name in FIELD if name not in _ELSEWHERE],
         ),
         steps=150,
         samples=16,
