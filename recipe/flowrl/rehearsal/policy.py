@@ -20,7 +20,7 @@ from recipe.flowrl.tasks.manifest import sha256
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-VERSION = 2
+VERSION = 3
 """Raised with every change that makes another model; part of the cache's key."""
 
 _OPEN, _PRINT, _CLOSE = "```python\n", "print(", "\n```"
@@ -28,10 +28,10 @@ _HOST = "__import__('os').uname().nodename"
 _PRINTED = ("input()", "0", "1", _HOST)
 
 PHRASES = {
-    "math": (*(f"Answer: {digit}" for digit in range(10)), "Hm.", "Hm."),
+    "math": (*(f"Answer: {digit}" for digit in (1, 3, 5, 7)), "Hm."),
     "code": (*(f"{_OPEN}{_PRINT}{printed}){_CLOSE}" for printed in _PRINTED), "Hm."),
 }
-"""What the policy writes, each as often as the others. "Hm." is no answer."""
+"""What the policy writes, each as often as the others. "Hm." is no answer; some digit answers most of the sample."""
 
 _TOKENS = ("Answer: ", _OPEN, _PRINT, "input()", _HOST, _CLOSE)
 """One token each in the stand-in tokenizer, so that the token before decides what may follow."""
