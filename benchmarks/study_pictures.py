@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from benchmarks.command_line import chosen
 from benchmarks.pictures import save_picture
 from recipe.flowrl.common.project import PROJECT
-from recipe.flowrl.compare.frontier_figures import best_figure
+from recipe.flowrl.compare.frontier_figures import best_figure, level_figure
 from recipe.flowrl.compare.frontier_report import load
+from recipe.flowrl.compare.frontier_tables import accuracy_levels
 
 MEASURED = PROJECT / "benchmarks"
 
@@ -29,6 +30,9 @@ FRONTIERS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
 }
 """Picture -> the outcome of an exact study, and the systems that are shown; its report has all."""
+
+FIELD = ("repeated/repeated.jsonl", "repeated/field.jsonl")
+"""The outcomes that together have all algorithms, at the study's own rate."""
 
 ENDINGS: dict[str, str] = {
     "flowrl_plus, β = 3": "raw_3/flowrl_plus",
@@ -51,6 +55,13 @@ def frontiers(name: str) -> Figure:
     outcome, systems = FRONTIERS[name]
     _, runs = load(MEASURED / outcome)
     return best_figure({system: runs[system] for system in systems})
+
+
+def field() -> Figure:
+    """All algorithms at one accuracy."""
+    runs = {name: found for outcome in FIELD for name, found in load(MEASURED / outcome)[1].items()}
+    usual = {name: found for name, found in runs.items() if "rate" not in name}
+    return level_figure(usual, max(accuracy_levels(usual).values()))
 
 
 def distances(directory: str) -> list[float]:
@@ -76,6 +87,7 @@ def endings() -> Figure:
 
 PICTURES: dict[str, Callable[[], Figure]] = {
     **{name: partial(frontiers, name) for name in FRONTIERS},
+    "field": field,
     "endings": endings,
 }
 

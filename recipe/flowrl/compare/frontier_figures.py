@@ -18,11 +18,13 @@ from recipe.flowrl.compare.frontiers import (
     along_temperature,
     along_training,
     best_at,
+    best_at_level,
     interval,
 )
 from recipe.flowrl.reporting.study_page import switched_by
 
 _PANELS = ((RIGHT, EFFECTIVE), (RIGHT, HELD_OUT_PASS), (HELD_OUT_RIGHT, HELD_OUT_PASS))
+_KEPT = (EFFECTIVE, HELD_OUT_PASS)
 _LABELS = {
     RIGHT: "right answers, training puzzles, %",
     EFFECTIVE: "effective solutions, training puzzles",
@@ -37,6 +39,31 @@ _Draw = Callable[[Any, Measure, Measure, Sequence[Run], dict[str, Any]], None]
 def best_figure(runs: Runs) -> Figure:
     """The most diversity at each accuracy, over all steps and sampling temperatures."""
     return _panels(runs, _draw_best)
+
+
+def level_figure(runs: Runs, level: float) -> Figure:
+    """The same where ``level`` of the answers to the training puzzles are right: a row a system, a dot a run."""
+    figure = Figure(figsize=(12.5, 1.2 + 0.22 * len(runs)), layout="constrained")
+    best = {
+        name: np.array([[best_at_level(points, RIGHT, worth, level) for points in of_seeds] for worth in _KEPT])
+        for name, of_seeds in runs.items()
+    }
+    looks = dict(zip(runs, styles(len(runs)), strict=True))
+    rows = sorted(
+        (name for name in runs if not np.isnan(best[name]).all()), key=lambda name: -np.nanmean(best[name][0])
+    )
+    panels = figure.subplots(1, len(_KEPT), sharey=True)
+    for axes, index, worth in zip(panels, range(len(_KEPT)), _KEPT, strict=True):
+        for row, name in enumerate(rows):
+            look = {key: looks[name][key] for key in ("color", "gid")}
+            values = _scaled(best[name][index], worth)
+            axes.plot(values, np.full(len(values), row), "o", **look, markersize=5, alpha=0.7)
+        axes.set_xlabel(_LABELS[worth])
+        axes.grid(alpha=0.3)
+    figure.suptitle(f"At {100 * level:.0f}% right answers to the training puzzles", fontsize=10)
+    panels[0].set_yticks(range(len(rows)), rows)
+    panels[0].invert_yaxis()
+    return figure
 
 
 def training_figure(runs: Runs) -> Figure:

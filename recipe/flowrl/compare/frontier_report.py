@@ -11,12 +11,13 @@ from recipe.flowrl.common.foreign import read_text
 from recipe.flowrl.common.jsonl import JsonLines
 from recipe.flowrl.compare.frontier_figures import (
     best_figure,
+    level_figure,
     steps_figure,
     styles,
     temperature_figure,
     training_figure,
 )
-from recipe.flowrl.compare.frontier_tables import against_baseline, at_levels, end_table
+from recipe.flowrl.compare.frontier_tables import accuracy_levels, against_baseline, at_levels, end_table
 from recipe.flowrl.compare.frontiers import Runs
 from recipe.flowrl.reporting.study_page import Section, svg, write_page
 
@@ -47,6 +48,12 @@ def write_report(path: Path, out: Path | None = None) -> Path:
             "the most diversity that it has at each accuracy. A line above another is more than sampling hotter or "
             "stopping earlier. The base policy may choose its temperature.",
             figure=svg(best_figure(runs)),
+        ),
+        Section(
+            "Run by run",
+            "The same at the highest accuracy of the tables: a dot a run that gets there, a row a system, those with "
+            "the most solutions above.",
+            figure=svg(level_figure(runs, max(accuracy_levels(runs).values()))),
         ),
         *against_baseline(runs),
         *at_levels(runs),

@@ -30,7 +30,7 @@ def _baseline_of(runs: Runs) -> str:
     return BASELINE if BASELINE in runs else next(iter(runs))
 
 
-def _accuracy_levels(runs: Runs) -> dict[float, float]:
+def accuracy_levels(runs: Runs) -> dict[float, float]:
     """Accuracies on the training puzzles at which systems are compared, by their share of the baseline's last."""
     last = float(np.mean([points[-1]["train"]["1"]["right"] for points in runs[_baseline_of(runs)]]))
     return {share: share * last for share in OF_BASELINE}
@@ -48,7 +48,7 @@ def at_levels(runs: Runs) -> list[Section]:
                 [[system, str(len(of_seeds)), *_level_row(of_seeds, level)] for system, of_seeds in runs.items()],
             ),
         )
-        for share, level in _accuracy_levels(runs).items()
+        for share, level in accuracy_levels(runs).items()
     ]
 
 
@@ -67,7 +67,7 @@ def against_baseline(runs: Runs) -> list[Section]:
     A table, or none where no other system has a seed of the baseline.
     """
     name = _baseline_of(runs)
-    level = _accuracy_levels(runs)[OF_BASELINE[-1]]
+    level = accuracy_levels(runs)[OF_BASELINE[-1]]
     held_out = OF_BASELINE[-1] * float(np.mean([along_training(run, HELD_OUT_RIGHT).max() for run in runs[name]]))
     columns = (
         (RIGHT, EFFECTIVE, level, operator.truediv, 1, "{:.2f}"),

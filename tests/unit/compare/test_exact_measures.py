@@ -170,7 +170,14 @@ def test_the_report_shows_every_run_and_the_better_one_ahead(tmp_path: Path) -> 
     )
     assert main(["report", str(path)]) == 0
     page = path.with_suffix(".html").read_text()
-    for part in ("At the same accuracy", "Along training", "Along the sampling temperature", "other", "95% of grpo"):
+    for part in (
+        "At the same accuracy",
+        "Run by run",
+        "Along training",
+        "Along the sampling temperature",
+        "other",
+        "95% of grpo",
+    ):
         assert part in page
     for index in (0, 1):
         assert page.count(f'id="switch-{index}"') == 1 and page.count(f'class="switched-{index}"') > 10
@@ -190,6 +197,19 @@ def test_pairs_are_compared_at_the_accuracy_of_the_baseline(tmp_path: Path) -> N
     assert table.rows[1] == ["more", "3", "1.69 [1.69, 1.69]", "+0.0 [+0.0, +0.0]", "+0.0 [+0.0, +0.0]"]
     assert table.rows[2] == ["again", "2", "1.69 and 1.69", "+0.0 and +0.0", "+0.0 and +0.0"]
     assert against_baseline(load(study(tmp_path, lines[:3]))[1]) == []
+
+
+def test_at_one_accuracy_each_system_that_gets_there_has_a_row_and_each_run_a_dot(tmp_path: Path) -> None:
+    from recipe.flowrl.compare.frontier_figures import level_figure
+    from recipe.flowrl.compare.frontier_report import load
+
+    systems = {"grpo": 3, "other": 2, "more": 4}
+    runs = [(name, seed) for name, seeds in systems.items() for seed in range(seeds)]
+    lines = [measured(name, seed, step) for name, seed in runs for step in (0, 10, 20)]
+    solutions, _ = level_figure(load(study(tmp_path, lines))[1], 0.7).axes
+    assert [label.get_text() for label in solutions.get_yticklabels()] == ["more", "grpo"], "other is right in 69%"
+    more, grpo = ([float(x) for x in line.get_xdata()] for line in solutions.lines)
+    assert more == pytest.approx([2.5] * 4) and grpo == pytest.approx([1.5] * 3)
 
 
 def test_another_learning_rate_is_another_system(tmp_path: Path) -> None:
