@@ -29,7 +29,8 @@ FRONTIERS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("grpo", "flowrl_beta_0.3", "flowrl_plus_beta_5", "grpo_kl_matched_0.3"),
     ),
 }
-"""Picture -> the outcome of an exact study, and the systems that are shown; its report has all."""
+"""Picture -> the outcome of an exact study, and the systems that are shown; its report has all. The first has them all,
+and a system has the same color in each."""
 
 FIELD = ("repeated/repeated.jsonl", "repeated/field.jsonl")
 """The outcomes that together have all algorithms, at the study's own rate."""
@@ -54,7 +55,7 @@ def frontiers(name: str) -> Figure:
     """The most diversity at each accuracy."""
     outcome, systems = FRONTIERS[name]
     _, runs = load(MEASURED / outcome)
-    return best_figure({system: runs[system] for system in systems})
+    return best_figure({system: runs[system] for system in systems}, among=FRONTIERS["repeated"][1])
 
 
 def field() -> Figure:

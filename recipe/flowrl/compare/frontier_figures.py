@@ -1,6 +1,6 @@
 """The figures of an exact study: accuracy against diversity, and both against the step."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -36,19 +36,27 @@ _LEVELS = 101
 _Draw = Callable[[Any, Measure, Measure, Sequence[Run], dict[str, Any]], None]
 
 
-def best_figure(runs: Runs) -> Figure:
-    """The most diversity at each accuracy, over all steps and sampling temperatures."""
-    return _panels(runs, _draw_best)
+def best_figure(runs: Runs, among: Iterable[str] = ()) -> Figure:
+    """The most diversity at each accuracy, over all steps and sampling temperatures.
+
+    Args:
+        runs: what is drawn.
+        among: the systems of another figure, all of these with them, whose looks they have here too.
+    """
+    return _panels(runs, _draw_best, among)
 
 
 def level_figure(runs: Runs, level: float) -> Figure:
-    """The same where ``level`` of the answers to the training puzzles are right: a row a system, a dot a run."""
+    """The same where ``level`` of the answers to the training puzzles are right.
+
+    A row a system, a dot a run; a system of which no run gets there has none.
+    """
     figure = Figure(figsize=(12.5, 1.2 + 0.22 * len(runs)), layout="constrained")
     best = {
         name: np.array([[best_at_level(points, RIGHT, worth, level) for points in of_seeds] for worth in _KEPT])
         for name, of_seeds in runs.items()
     }
-    looks = dict(zip(runs, styles(len(runs)), strict=True))
+    looks = styles(runs)
     rows = sorted(
         (name for name in runs if not np.isnan(best[name]).all()), key=lambda name: -np.nanmean(best[name][0])
     )
@@ -79,9 +87,10 @@ def temperature_figure(runs: Runs) -> Figure:
 def steps_figure(runs: Runs) -> Figure:
     """Each measure at temperature 1 against the step."""
     figure = Figure(figsize=(12.5, 4.2), layout="constrained")
-    measures = (RIGHT, EFFECTIVE, HELD_OUT_RIGHT, HELD_OUT_PASS)
+    measures, looks = (RIGHT, EFFECTIVE, HELD_OUT_RIGHT, HELD_OUT_PASS), styles(runs)
     for axes, measure in zip(figure.subplots(1, len(measures)), measures, strict=True):
-        for (name, of_seeds), style in zip(runs.items(), styles(len(runs)), strict=True):
+        for name, of_seeds in runs.items():
+            style = looks[name]
             steps = min(len(points) for points in of_seeds)
             numbers = [point["step"] for point in of_seeds[0][:steps]]
             values = np.array([_scaled(along_training(points[:steps], measure), measure) for points in of_seeds])
@@ -90,22 +99,23 @@ def steps_figure(runs: Runs) -> Figure:
         axes.set_xlabel("step")
         axes.set_title(_LABELS[measure], fontsize=9)
         axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=6)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=7)
     return figure
 
 
-def _panels(runs: Runs, draw: _Draw) -> Figure:
+def _panels(runs: Runs, draw: _Draw, among: Iterable[str] = ()) -> Figure:
+    looks = styles(among or runs)
     figure = Figure(figsize=(12.5, 4.9), layout="constrained")
     for axes, (horizontal, vertical) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
         base = next(iter(runs.values()))[0][0]
         xs, ys = (_scaled(along_temperature(base, measure), measure) for measure in (horizontal, vertical))
         axes.plot(xs, ys, color="#adb5bd", linewidth=3, zorder=0, label="base policy")
-        for (name, of_seeds), style in zip(runs.items(), styles(len(runs)), strict=True):
-            draw(axes, horizontal, vertical, of_seeds, style | {"label": name})
+        for name, of_seeds in runs.items():
+            draw(axes, horizontal, vertical, of_seeds, looks[name] | {"label": name})
         axes.set_xlabel(_LABELS[horizontal])
         axes.set_ylabel(_LABELS[vertical])
         axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=6)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=7)
     return figure
 
 
@@ -148,14 +158,14 @@ def _band(axes: Any, xs: np.ndarray, ys: np.ndarray, style: Mapping[str, Any]) -
         axes.fill_between(xs, low, high, **look, alpha=0.12, linewidth=0)
 
 
-def styles(count: int) -> list[dict[str, Any]]:
+def styles(systems: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Color and line of each system: neighbours differ more than in a palette for many."""
     palette = matplotlib.colormaps["tab10"].colors
-    return [
-        {
+    return {
+        system: {
             "color": palette[index % len(palette)],
             "linestyle": ("solid", "dashed", "dotted")[index // len(palette) % 3],
             "gid": switched_by(index),
         }
-        for index in range(count)
-    ]
+        for index, system in enumerate(systems)
+    }

@@ -72,7 +72,7 @@ def write_report(path: Path, out: Path | None = None) -> Path:
         Section("Step by step", "T = 1; bands over seeds.", figure=svg(steps_figure(runs))),
         end_table(runs),
     ]
-    looks = [f"{style['linestyle']} {to_hex(style['color'])}" for style in styles(len(runs))]
+    looks = [f"{style['linestyle']} {to_hex(style['color'])}" for style in styles(runs).values()]
     page, title = out or path.with_suffix(".html"), f"Comparison: {path.stem}"
     return write_page(page, title, _INTRO.format(**facts), sections, list(zip(runs, looks, strict=True)))
 
