@@ -32,8 +32,8 @@ FRONTIERS: dict[str, tuple[str, tuple[str, ...]]] = {
 """Picture -> the outcome of an exact study, and the systems that are shown; its report has all. The first has them all,
 and a system has the same color in each."""
 
-FIELD = ("repeated/repeated.jsonl", "repeated/field.jsonl")
-"""The outcomes that together have all algorithms, at the study's own rate."""
+FIELD = ("repeated/field.jsonl", "repeated/repeated.jsonl")
+"""The outcomes that together have all algorithms; of those in both the second has more runs."""
 
 ENDINGS: dict[str, str] = {
     "flowrl_plus, β = 3": "raw_3/flowrl_plus",
