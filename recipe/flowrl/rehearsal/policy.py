@@ -31,7 +31,7 @@ PHRASES = {
     "math": (*(f"Answer: {digit}" for digit in (1, 3, 5, 7)), "Hm."),
     "code": (*(f"{_OPEN}{_PRINT}{printed}){_CLOSE}" for printed in _PRINTED), "Hm."),
 }
-"""What the policy writes, each as often as the others. "Hm." is no answer; some digit answers most of the sample."""
+"""What the policy writes, each as often as the others. "Hm." is no answer; 3 and 7 answer most of the sample."""
 
 _TOKENS = ("Answer: ", _OPEN, _PRINT, "input()", _HOST, _CLOSE)
 """One token each in the stand-in tokenizer, so that the token before decides what may follow."""
