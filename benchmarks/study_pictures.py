@@ -16,6 +16,7 @@ from recipe.flowrl.common.project import PROJECT
 from recipe.flowrl.compare.frontier_figures import best_figure, level_figure
 from recipe.flowrl.compare.frontier_report import load
 from recipe.flowrl.compare.frontier_tables import accuracy_levels
+from recipe.flowrl.compare.studies import STUDIES
 
 MEASURED = PROJECT / "benchmarks"
 
@@ -61,7 +62,7 @@ def frontiers(name: str) -> Figure:
 def field() -> Figure:
     """All algorithms at one accuracy."""
     runs = {name: found for outcome in FIELD for name, found in load(MEASURED / outcome)[1].items()}
-    usual = {name: found for name, found in runs.items() if "rate" not in name}
+    usual = {name: runs[name] for name in STUDIES["repeated"].variants}
     return level_figure(usual, max(accuracy_levels(usual).values()))
 
 
